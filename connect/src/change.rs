@@ -1,0 +1,97 @@
+//! What flows from a source to a sink: rows of named columns and the changes of them.
+//!
+//! These types are the common language of all connectors. A source fills them from its database, the
+//! converter writes them as change events into topics and reads them back, a sink applies them.
+
+use serde::{Deserialize, Serialize};
+
+/// One column of a table, as its database declares it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Column {
+    /// The name, with the case in which it was declared.
+    pub name: String,
+    /// The declared type, verbatim; empty where none was declared.
+    #[serde(rename = "type")]
+    pub declared_type: String,
+    /// Whether the column refuses NULL (key columns always do).
+    pub not_null: bool,
+    /// The column's place in the primary key, counted from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<u32>,
+}
+
+/// A table's shape: its name, its columns in order, its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableSchema {
+    /// The table's name in the source, case kept.
+    pub name: String,
+    /// All columns, in the source's order.
+    pub columns: Vec<Column>,
+}
+
+impl TableSchema {
+    /// Indexes into `columns` of the key columns, in key order.
+    pub fn key_columns(&self) -> Vec<usize> {
+        let mut places: Vec<(u32, usize)> =
+            self.columns.iter().enumerate().filter_map(|(i, column)| column.key.map(|place| (place, i))).collect();
+        places.sort_unstable();
+        places.into_iter().map(|(_, i)| i).collect()
+    }
+
+    /// The key of a whole row, in key order.
+    pub fn key_of(&self, row: &[Value]) -> Row {
+        self.key_columns().into_iter().map(|i| row[i].clone()).collect()
+    }
+}
+
+/// One value of a row. SQL NULL is `Null`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// SQL NULL.
+    Null,
+    /// A signed 64-bit integer.
+    Integer(i64),
+    /// A double; NaN does not occur, infinities may.
+    Real(f64),
+    /// Valid UTF-8 text, which may hold NUL characters.
+    Text(String),
+    /// Text whose bytes are not UTF-8, kept as they are.
+    InvalidText(Vec<u8>),
+    /// Bytes.
+    Blob(Vec<u8>),
+}
+
+/// The values of one row, in the order of the table's columns (or of its key).
+pub type Row = Vec<Value>;
+
+/// What happened to a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Seen by a copy of the table, not a change.
+    Read,
+    /// Inserted.
+    Create,
+    /// Updated, its key unchanged.
+    Update,
+    /// Deleted.
+    Delete,
+}
+
+/// One change of one row. A change of key is a `Delete` of the old key followed by a `Create` of the new one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// Index of the table in the list the source was opened with.
+    pub table: usize,
+    /// What happened.
+    pub op: Op,
+    /// The row's key, in key order.
+    pub key: Row,
+    /// The whole row before, for `Update` and `Delete`.
+    pub before: Option<Row>,
+    /// The whole row after, for `Read`, `Create` and `Update`.
+    pub after: Option<Row>,
+    /// The source's own number of the change (SQLite: the capture sequence); 0 for `Read`.
+    pub sequence: i64,
+}

@@ -1,0 +1,336 @@
+//! Change events as they stand in topics: JSON after Debezium's envelope, and the schema record that describes a topic.
+//!
+//! The key is a canonical JSON object of the key columns in key order, so that equal keys have equal bytes. The value is
+//! `{"before", "after", "op", "source", "ts_ms"}`. A delete is its event and a tombstone. A value that does not fit what
+//! its column declares, and every blob, infinity and invalid text, is a tagged object: `{"$blob": "<base64>"}`,
+//! `{"$real": "Infinity"}`, `{"$text": "abc"}`, `{"$integer": 5}`, `{"$bytes": "<base64>"}` (invalid text).
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Number, Value as Json, json};
+use tidemill_core::record::{FetchedRecord, Header, Record, Timestamp};
+
+use crate::{
+    Error, Result,
+    change::{Change, Op, Row, TableSchema, Value},
+};
+
+/// Header that names the schema (by its id in `_tidemill.schemas`) a value was written with.
+pub const SCHEMA_HEADER: &str = "tm-schema";
+
+/// What values of a column look like to readers that want one type a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// 64-bit integers.
+    Integer,
+    /// Doubles; integers among them are widened.
+    Real,
+    /// Text; dates and times as the source writes them.
+    Text,
+    /// Bytes.
+    Blob,
+    /// No type declared: any value.
+    Any,
+}
+
+impl Kind {
+    /// The kind that SQLite's rules of affinity give a declared type, with dates and times as text.
+    pub fn of_sqlite(declared_type: &str) -> Self {
+        let upper = declared_type.to_ascii_uppercase();
+        let has = |parts: &[&str]| parts.iter().any(|part| upper.contains(part));
+        if has(&["INT", "BOOL"]) {
+            Self::Integer
+        } else if has(&["CHAR", "CLOB", "TEXT", "DATE", "TIME"]) {
+            Self::Text
+        } else if has(&["BLOB"]) {
+            Self::Blob
+        } else if upper.trim().is_empty() || upper == "ANY" {
+            Self::Any
+        } else {
+            Self::Real
+        }
+    }
+
+    fn fits(self, value: &Value) -> bool {
+        match (self, value) {
+            (_, Value::Null) | (Self::Any, _) => true,
+            (Self::Integer, Value::Integer(_)) | (Self::Real, Value::Integer(_) | Value::Real(_)) => true,
+            (Self::Text, Value::Text(_)) | (Self::Blob, Value::Blob(_)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What `_tidemill.schemas` holds under a schema's id: the table a topic's values describe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicSchema {
+    /// Number of the schema, unique in the log; a table whose columns change gets a new one.
+    pub id: u64,
+    /// The topic.
+    pub topic: String,
+    /// The kind of source, `sqlite`.
+    pub connector: String,
+    /// The sync that fills the topic; the schema's name in SQL.
+    pub sync: String,
+    /// The table, with its columns.
+    pub table: TableSchema,
+    /// One for each column.
+    pub kinds: Vec<Kind>,
+}
+
+impl TopicSchema {
+    /// The schema's record key.
+    pub fn record_key(id: u64) -> String {
+        id.to_string()
+    }
+
+    /// Reads a schema record's value.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is no schema.
+    pub fn decode(value: &[u8]) -> Result<Self> {
+        serde_json::from_slice(value).map_err(|e| Error::corrupt("schema record is malformed").with_source(e))
+    }
+
+    /// Writes a change as records: one, or for a delete two (the event, then the tombstone).
+    pub fn encode(&self, change: &Change, now: Timestamp, out: &mut Vec<Record>) {
+        let key = Bytes::from(self.encode_key(&change.key));
+        let row = |row: &Option<Row>| row.as_ref().map_or(Json::Null, |row| self.object(row));
+        let event = json!({
+            "before": row(&change.before),
+            "after": row(&change.after),
+            "op": op_letter(change.op),
+            "source": {
+                "connector": self.connector, "sync": self.sync, "table": self.table.name, "seq": change.sequence,
+            },
+            "ts_ms": now.0,
+        });
+        let headers = vec![Header::text(SCHEMA_HEADER, self.id.to_string())];
+        let value = Bytes::from(event.to_string());
+        out.push(Record { key: Some(key.clone()), value: Some(value), headers: headers.clone(), timestamp: Some(now) });
+        if change.op == Op::Delete {
+            out.push(Record { key: Some(key), value: None, headers, timestamp: Some(now) });
+        }
+    }
+
+    /// The canonical bytes of a key.
+    pub fn encode_key(&self, key: &[Value]) -> String {
+        let mut object = Map::new();
+        for (column, value) in self.table.key_columns().into_iter().zip(key) {
+            object.insert(self.table.columns[column].name.clone(), encode_value(self.kinds[column], value));
+        }
+        Json::Object(object).to_string()
+    }
+
+    fn object(&self, row: &[Value]) -> Json {
+        let columns = self.table.columns.iter().zip(&self.kinds).zip(row);
+        Json::Object(columns.map(|((column, kind), value)| (column.name.clone(), encode_value(*kind, value))).collect())
+    }
+
+    /// Reads a change back from a record; `None` for a tombstone.
+    ///
+    /// # Errors
+    /// `Corrupt` names the place and the fault.
+    pub fn decode_record(&self, record: &FetchedRecord) -> Result<Option<Change>> {
+        let Some(value) = &record.value else { return Ok(None) };
+        self.decode_event(value).map(Some).map_err(|e| e.context(format!("{}@{}", self.topic, record.offset)))
+    }
+
+    fn decode_event(&self, value: &[u8]) -> Result<Change> {
+        let event: Event =
+            serde_json::from_slice(value).map_err(|e| Error::corrupt("not a change event").with_source(e))?;
+        let op = match event.op.as_str() {
+            "r" => Op::Read,
+            "c" => Op::Create,
+            "u" => Op::Update,
+            "d" => Op::Delete,
+            other => return Err(Error::corrupt(format!("op {other:?} is none of r, c, u, d"))),
+        };
+        let before = event.before.map(|object| self.row(object)).transpose()?;
+        let after = event.after.map(|object| self.row(object)).transpose()?;
+        let image = if op == Op::Delete { &before } else { &after };
+        let Some(image) = image else { return Err(Error::corrupt(format!("op {:?} without its image", event.op))) };
+        Ok(Change { table: 0, op, key: self.table.key_of(image), sequence: event.source.seq, before, after })
+    }
+
+    fn row(&self, mut object: Map<String, Json>) -> Result<Row> {
+        let value = |name: &String| match object.remove(name) {
+            Some(json) => decode_value(json).map_err(|e| e.context(format!("column {name:?}"))),
+            None => Err(Error::corrupt(format!("column {name:?} is missing"))),
+        };
+        self.table.columns.iter().map(|column| &column.name).map(value).collect()
+    }
+}
+
+#[derive(Deserialize)]
+struct Event {
+    before: Option<Map<String, Json>>,
+    after: Option<Map<String, Json>>,
+    op: String,
+    source: EventSource,
+}
+
+#[derive(Deserialize)]
+struct EventSource {
+    seq: i64,
+}
+
+fn op_letter(op: Op) -> &'static str {
+    match op {
+        Op::Read => "r",
+        Op::Create => "c",
+        Op::Update => "u",
+        Op::Delete => "d",
+    }
+}
+
+fn encode_value(kind: Kind, value: &Value) -> Json {
+    let fits = kind.fits(value);
+    match value {
+        Value::Null => Json::Null,
+        Value::Integer(i) if fits => json!(i),
+        Value::Integer(i) => json!({ "$integer": i }),
+        Value::Real(r) => match Number::from_f64(*r) {
+            Some(number) if fits => Json::Number(number),
+            Some(number) => json!({ "$real": number }),
+            None => json!({ "$real": if *r > 0.0 { "Infinity" } else { "-Infinity" } }),
+        },
+        Value::Text(text) if fits => json!(text),
+        Value::Text(text) => json!({ "$text": text }),
+        Value::InvalidText(bytes) => json!({ "$bytes": BASE64_STANDARD.encode(bytes) }),
+        Value::Blob(bytes) => json!({ "$blob": BASE64_STANDARD.encode(bytes) }),
+    }
+}
+
+/// Reads one value of an event's image, tagged or plain.
+///
+/// # Errors
+/// `Corrupt` where the JSON is none that a source writes.
+pub fn decode_value(json: Json) -> Result<Value> {
+    let fault = |json: &Json| Error::corrupt(format!("value {json} is none that a source writes"));
+    match &json {
+        Json::Null => Ok(Value::Null),
+        Json::Number(number) => match number.as_i64() {
+            Some(integer) => Ok(Value::Integer(integer)),
+            None => number.as_f64().map(Value::Real).ok_or_else(|| fault(&json)),
+        },
+        Json::String(_) => match json {
+            Json::String(text) => Ok(Value::Text(text)),
+            _ => unreachable!("matched above"),
+        },
+        Json::Object(object) => decode_tagged(object).ok_or_else(|| fault(&json)),
+        Json::Bool(_) | Json::Array(_) => Err(fault(&json)),
+    }
+}
+
+fn decode_tagged(object: &Map<String, Json>) -> Option<Value> {
+    let (tag, content) = object.iter().next().filter(|_| object.len() == 1)?;
+    let bytes = || BASE64_STANDARD.decode(content.as_str()?).ok();
+    match tag.as_str() {
+        "$integer" => content.as_i64().map(Value::Integer),
+        "$real" => match content.as_str() {
+            Some("Infinity") => Some(Value::Real(f64::INFINITY)),
+            Some("-Infinity") => Some(Value::Real(f64::NEG_INFINITY)),
+            Some(_) => None,
+            None => content.as_f64().map(Value::Real),
+        },
+        "$text" => content.as_str().map(|text| Value::Text(text.to_owned())),
+        "$bytes" => bytes().map(Value::InvalidText),
+        "$blob" => bytes().map(Value::Blob),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Column;
+
+    fn schema() -> TopicSchema {
+        let column = |name: &str, declared: &str, key| Column {
+            name: name.into(),
+            declared_type: declared.into(),
+            not_null: false,
+            key,
+        };
+        let columns = vec![
+            column("b", "INTEGER", Some(1)),
+            column("a", "TEXT", Some(0)),
+            column("v", "NUMERIC(10,2)", None),
+            column("x", "", None),
+        ];
+        let kinds = columns.iter().map(|c| Kind::of_sqlite(&c.declared_type)).collect();
+        let table = TableSchema { name: "t".into(), columns };
+        TopicSchema { id: 7, topic: "s.t".into(), connector: "sqlite".into(), sync: "s".into(), table, kinds }
+    }
+
+    #[test]
+    fn keys_are_canonical() {
+        // Golden bytes: a change here breaks every topic that exists.
+        let key = schema().encode_key(&[Value::Text("ä\"\n".into()), Value::Integer(-1)]);
+        assert_eq!(key, r#"{"a":"ä\"\n","b":-1}"#);
+        assert_eq!(
+            schema().encode_key(&[Value::Blob(vec![0, 255]), Value::Real(1.0)]),
+            r#"{"a":{"$blob":"AP8="},"b":{"$real":1.0}}"#
+        );
+    }
+
+    #[test]
+    fn every_value_survives() {
+        let odd = [
+            Value::Null,
+            Value::Integer(i64::MIN),
+            Value::Integer(i64::MAX),
+            Value::Real(1.0),
+            Value::Real(-0.0),
+            Value::Real(0.1 + 0.2),
+            Value::Real(5e-324),
+            Value::Real(f64::MAX),
+            Value::Real(9.223372036854775807e18),
+            Value::Real(f64::INFINITY),
+            Value::Real(f64::NEG_INFINITY),
+            Value::Text("a\0b \u{1F300}".into()),
+            Value::Text(r#"{"$blob":"AA=="}"#.into()),
+            Value::InvalidText(vec![0xff, 0x41]),
+            Value::Blob((0..=255).collect()),
+            Value::Blob(vec![]),
+        ];
+        for kind in [Kind::Integer, Kind::Real, Kind::Text, Kind::Blob, Kind::Any] {
+            for value in &odd {
+                let text = encode_value(kind, value).to_string();
+                let back = decode_value(serde_json::from_str(&text).expect("json")).expect("own value");
+                assert_eq!(format!("{back:?}"), format!("{value:?}"), "{kind:?} {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn events_survive_and_deletes_leave_a_tombstone() {
+        let schema = schema();
+        let row = vec![Value::Integer(1), Value::Text("k".into()), Value::Real(0.99), Value::Blob(vec![1])];
+        let key = schema.table.key_of(&row);
+        let change = Change { table: 0, op: Op::Delete, key, before: Some(row), after: None, sequence: 42 };
+        let mut records = Vec::new();
+        schema.encode(&change, Timestamp(5), &mut records);
+        assert_eq!(records.len(), 2);
+        assert_eq!(records[1].value, None);
+        assert_eq!(schema.decode_event(records[0].value.as_ref().expect("event")).expect("own event"), change);
+    }
+
+    #[test]
+    fn malformed_events_are_named() {
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"op":"z","source":{"seq":1}}"#,
+            r#"{"op":"c","source":{"seq":1}}"#,
+            r#"{"op":"c","source":{"seq":1},"after":{"a":true}}"#,
+        ] {
+            assert!(schema().decode_event(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

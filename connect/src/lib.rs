@@ -1,0 +1,7 @@
+//! Connectors: sources and sinks over the log, the worker that runs them, and the sync files that describe them.
+
+pub mod change;
+pub mod converter;
+pub mod sqlite;
+
+pub use tidemill_core::{Error, ErrorKind, Result};

@@ -1,0 +1,159 @@
+//! Compares a table of two files in key order, type for type: as `quote(c), typeof(c)` of all columns would.
+
+use std::cmp::Ordering;
+use std::path::Path;
+
+use rusqlite::{Connection, params_from_iter};
+
+use super::catalog::open_source;
+use super::value::{Bound, compare_keys, identifier, read_row, same_row, sqlite_error};
+use crate::Result;
+use crate::change::{Row, TableSchema};
+
+/// The most keys that a [`TableDiff`] lists of each kind.
+pub const MAX_KEYS: usize = 100;
+
+/// What differs between a table of the source and of the target.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TableDiff {
+    /// Keys looked at, on either side.
+    pub rows: u64,
+    /// How many rows only the source has.
+    pub missing_rows: u64,
+    /// How many rows only the target has.
+    pub extra_rows: u64,
+    /// How many rows differ.
+    pub differing_rows: u64,
+    /// Keys of the first missing rows.
+    pub missing: Vec<Row>,
+    /// Keys of the first extra rows.
+    pub extra: Vec<Row>,
+    /// Keys of the first differing rows.
+    pub differing: Vec<Row>,
+}
+
+impl TableDiff {
+    /// Whether both sides are the same.
+    pub fn is_equal(&self) -> bool {
+        self.missing_rows + self.extra_rows + self.differing_rows == 0
+    }
+
+    /// All listed keys, for [`recheck`].
+    pub fn keys(&self) -> Vec<Row> {
+        [&self.missing, &self.extra, &self.differing].into_iter().flatten().cloned().collect()
+    }
+
+    fn note(&mut self, what: What, key: Row) {
+        let (count, keys) = match what {
+            What::Missing => (&mut self.missing_rows, &mut self.missing),
+            What::Extra => (&mut self.extra_rows, &mut self.extra),
+            What::Differing => (&mut self.differing_rows, &mut self.differing),
+        };
+        *count += 1;
+        if keys.len() < MAX_KEYS {
+            keys.push(key);
+        }
+    }
+}
+
+enum What {
+    Missing,
+    Extra,
+    Differing,
+}
+
+/// Compares one table of two files. Each side is read in one transaction; a target without the table counts as empty.
+///
+/// # Errors
+///
+/// `NotFound` without a file, `Conflict` if a column is missing on a side.
+pub fn compare_tables(source: &Path, target: &Path, schema: &TableSchema) -> Result<TableDiff> {
+    let (source, target) = (open_source(source)?, open_source(target)?);
+    let fail = |e| sqlite_error(format!("compare table {}", schema.name), e);
+    let empty = super::sink_table::state(&target, &schema.name)? == super::sink_table::Existing::No;
+    let sql = ordered(schema, false);
+    let absent = ordered(schema, true);
+    let mut left = source.prepare(&sql).map_err(fail)?;
+    let mut right = if empty { source.prepare(&absent) } else { target.prepare(&sql) }.map_err(fail)?;
+    let (mut left, mut right) = (left.query([]).map_err(fail)?, right.query([]).map_err(fail)?);
+    let count = schema.columns.len();
+    let next = |rows: &mut rusqlite::Rows<'_>| -> Result<Option<Row>> {
+        rows.next().map_err(fail)?.map(|row| read_row(row, 0, count)).transpose()
+    };
+    let mut diff = TableDiff::default();
+    let (mut a, mut b) = (next(&mut left)?, next(&mut right)?);
+    loop {
+        let order = match (&a, &b) {
+            (None, None) => return Ok(diff),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(a), Some(b)) => compare_keys(&schema.key_of(a), &schema.key_of(b)),
+        };
+        diff.rows += 1;
+        match (order, &a, &b) {
+            (Ordering::Less, Some(row), _) => diff.note(What::Missing, schema.key_of(row)),
+            (Ordering::Greater, _, Some(row)) => diff.note(What::Extra, schema.key_of(row)),
+            (_, Some(row), Some(other)) if !same_row(row, other) => diff.note(What::Differing, schema.key_of(row)),
+            _ => {}
+        }
+        if order.is_le() {
+            a = next(&mut left)?;
+        }
+        if order.is_ge() {
+            b = next(&mut right)?;
+        }
+    }
+}
+
+/// Of the given keys, those whose rows still differ. Use it after the target had time to catch up.
+pub fn recheck(source: &Path, target: &Path, schema: &TableSchema, keys: &[Row]) -> Result<Vec<Row>> {
+    let (source, target) = (open_source(source)?, open_source(target)?);
+    let mut still = Vec::new();
+    for key in keys {
+        let (a, b) = (find(&source, schema, key)?, find(&target, schema, key)?);
+        let same = match (&a, &b) {
+            (Some(a), Some(b)) => same_row(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            still.push(key.clone());
+        }
+    }
+    Ok(still)
+}
+
+fn find(conn: &Connection, schema: &TableSchema, key: &Row) -> Result<Option<Row>> {
+    let fail = |e| sqlite_error(format!("look up a row of {}", schema.name), e);
+    if super::sink_table::state(conn, &schema.name)? == super::sink_table::Existing::No {
+        return Ok(None);
+    }
+    let condition: Vec<String> = schema
+        .key_columns()
+        .iter()
+        .enumerate()
+        .map(|(place, &i)| format!("{} COLLATE BINARY = ?{}", identifier(&schema.columns[i].name), place + 1))
+        .collect();
+    let sql = format!("SELECT {} FROM {} WHERE {}", names(schema), identifier(&schema.name), condition.join(" AND "));
+    let mut statement = conn.prepare_cached(&sql).map_err(fail)?;
+    let mut rows = statement.query(params_from_iter(key.iter().map(Bound))).map_err(fail)?;
+    rows.next().map_err(fail)?.map(|row| read_row(row, 0, schema.columns.len())).transpose()
+}
+
+fn names(schema: &TableSchema) -> String {
+    // Qualified: a bare quoted name that does not exist would be a string.
+    let table = identifier(&schema.name);
+    schema.columns.iter().map(|c| format!("{table}.{}", identifier(&c.name))).collect::<Vec<_>>().join(", ")
+}
+
+/// All rows in the order of the key's bytes: the two sides may have different collations.
+fn ordered(schema: &TableSchema, none: bool) -> String {
+    let table = identifier(&schema.name);
+    let key: Vec<String> = schema
+        .key_columns()
+        .iter()
+        .map(|&i| format!("{table}.{} COLLATE BINARY", identifier(&schema.columns[i].name)))
+        .collect();
+    let none = if none { " WHERE 0" } else { "" };
+    format!("SELECT {} FROM {table}{none} ORDER BY {}", names(schema), key.join(", "))
+}

@@ -1,0 +1,264 @@
+//! Applies changes to a target file. Rows and positions are one transaction of the target, so each change counts once.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params, params_from_iter};
+
+use super::catalog::{connect, inspect_one};
+use super::sink_table::{Existing, create_sql, delete_sql, state, upsert_sql};
+use super::value::{Bound, identifier, sqlite_error};
+use crate::change::{Change, Row, TableSchema};
+use crate::{Error, ErrorKind, Result};
+
+/// Changes of one topic, in order: topic, table, the schema's id in the log, changes.
+pub type TopicChanges<'a> = (&'a str, &'a TableSchema, u64, Vec<Change>);
+
+const POSITIONS: &str = "_tidemill_sync";
+
+/// One sync's target file.
+///
+/// A target made here is in WAL mode, so that programs may read it while changes arrive; an existing file keeps its mode.
+///
+/// # Durability
+///
+/// When [`SqliteSink::apply`] returns, rows and positions are on the disk (`synchronous = FULL`).
+#[derive(Debug)]
+pub struct SqliteSink {
+    conn: Connection,
+    path: PathBuf,
+    sync: String,
+    log_id: String,
+}
+
+impl SqliteSink {
+    /// Opens the target of a sync; makes the file if there is none.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` if this sync's positions in the file belong to another log; `Unavailable` if it stays locked for 5 s.
+    pub fn open(path: &Path, sync_name: &str, log_id: &str) -> Result<Self> {
+        let fail = |e| sqlite_error(format!("open target {}", path.display()), e);
+        let fresh = !path.exists();
+        let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+        if fresh {
+            conn.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).map_err(fail)?;
+        }
+        conn.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
+        // A target's own foreign keys would refuse rows that arrive topic by topic.
+        conn.pragma_update(None, "foreign_keys", false).map_err(fail)?;
+        let sink = Self { conn, path: path.to_owned(), sync: sync_name.to_owned(), log_id: log_id.to_owned() };
+        sink.check_owner()?;
+        Ok(sink)
+    }
+
+    fn has_positions(&self) -> Result<bool> {
+        Ok(state(&self.conn, POSITIONS)? != Existing::No)
+    }
+
+    fn check_owner(&self) -> Result<()> {
+        if !self.has_positions()? {
+            return Ok(());
+        }
+        let other: Option<String> = self
+            .conn
+            .query_row(
+                &format!("SELECT log_id FROM {POSITIONS} WHERE sync = ?1 AND log_id <> ?2 LIMIT 1"),
+                params![self.sync, self.log_id],
+                |row| row.get(0),
+            )
+            .optional()
+            .map_err(|e| sqlite_error("read the target's positions", e))?;
+        match other {
+            None => Ok(()),
+            Some(other) => Err(Error::conflict(format!(
+                "target {} was filled by sync {} from another log ({other}, this is {}): use the old data directory, or name a new \
+                 target file, or give it up with: DELETE FROM {POSITIONS} WHERE sync = {} and empty its tables",
+                self.path.display(),
+                self.sync,
+                self.log_id,
+                super::value::literal(&self.sync)
+            ))),
+        }
+    }
+
+    /// The next offset to apply, by topic.
+    pub fn positions(&self) -> Result<BTreeMap<String, i64>> {
+        if !self.has_positions()? {
+            return Ok(BTreeMap::new());
+        }
+        let fail = |e| sqlite_error("read the target's positions", e);
+        let mut statement = self
+            .conn
+            .prepare_cached(&format!("SELECT topic, next_offset FROM {POSITIONS} WHERE sync = ?1"))
+            .map_err(fail)?;
+        let rows = statement.query_map([&self.sync], |row| Ok((row.get(0)?, row.get(1)?))).map_err(fail)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(fail)
+    }
+
+    /// Whether the topic may be applied to its table. Call it before the first `apply` of a topic.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` if the table holds rows that this sync did not write, or is empty but of another shape.
+    pub fn check_target(&self, topic: &str, schema: &TableSchema) -> Result<()> {
+        if stored_schema(&self.conn, &self.sync, topic, self.has_positions()?)?.is_some() {
+            return Ok(());
+        }
+        let name = &schema.name;
+        match state(&self.conn, name)? {
+            Existing::No => Ok(()),
+            Existing::WithRows => Err(Error::conflict(format!(
+                "target table {name} in {} exists and holds rows that sync {} did not write: name another target file, leave the \
+                 table out, or empty it: DROP TABLE {}",
+                self.path.display(),
+                self.sync,
+                identifier(name)
+            ))),
+            Existing::Empty => self.check_shape(schema),
+        }
+    }
+
+    /// An empty table that somebody made beforehand is used if it has the same columns and key.
+    fn check_shape(&self, schema: &TableSchema) -> Result<()> {
+        let shape = |schema: &TableSchema| -> Vec<(String, String, Option<u32>)> {
+            let lower = |text: &str| text.to_ascii_lowercase();
+            let mut all: Vec<_> =
+                schema.columns.iter().map(|c| (lower(&c.name), lower(&c.declared_type), c.key)).collect();
+            all.sort();
+            all
+        };
+        match inspect_one(&self.conn, &schema.name)? {
+            Some(found) if shape(&found.schema) == shape(schema) => Ok(()),
+            _ => Err(Error::conflict(format!(
+                "target table {} in {} is empty but has other columns, types or another key than the source: drop it, and the sync makes it",
+                schema.name,
+                self.path.display()
+            ))),
+        }
+    }
+
+    /// Applies changes and stores the next offsets in one transaction.
+    ///
+    /// Missing tables are made. A table whose stored schema id differs is dropped and made anew: its topic then carries a
+    /// whole new copy. Changes of a topic are applied in order; a topic may come more than once.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is half applied. `Unavailable` if the target stays locked for 5 s or its disk is full; `Conflict` as
+    /// [`SqliteSink::check_target`], or if the target's own constraints refuse a row.
+    pub fn apply(&mut self, changes: &[TopicChanges<'_>], next_offsets: &[(&str, i64)]) -> Result<()> {
+        let fail = |e| sqlite_error(format!("apply to target {}", self.path.display()), e);
+        let tx = rusqlite::Transaction::new_unchecked(&self.conn, TransactionBehavior::Immediate).map_err(fail)?;
+        tx.execute_batch(&format!(
+            "CREATE TABLE IF NOT EXISTS {POSITIONS}(sync TEXT NOT NULL, log_id TEXT NOT NULL, topic TEXT NOT NULL, \
+             next_offset INTEGER NOT NULL, schema INTEGER, PRIMARY KEY(sync, topic))"
+        ))
+        .map_err(fail)?;
+        for (topic, schema, schema_id, rows) in changes {
+            self.prepare_table(&tx, topic, schema, *schema_id)?;
+            apply_rows(&tx, schema, rows)?;
+        }
+        let mut statement = tx
+            .prepare_cached(&format!(
+                "INSERT INTO {POSITIONS}(sync, log_id, topic, next_offset) VALUES (?1, ?2, ?3, ?4) \
+                 ON CONFLICT(sync, topic) DO UPDATE SET next_offset = excluded.next_offset"
+            ))
+            .map_err(fail)?;
+        for (topic, next) in next_offsets {
+            statement.execute(params![self.sync, self.log_id, topic, next]).map_err(fail)?;
+        }
+        drop(statement);
+        tx.commit().map_err(fail)
+    }
+
+    /// Makes the topic's table be there with this schema.
+    fn prepare_table(&self, tx: &Connection, topic: &str, schema: &TableSchema, schema_id: u64) -> Result<()> {
+        let fail = |e| sqlite_error(format!("make target table {}", schema.name), e);
+        // SQLite has no unsigned integers: the id is kept by its bits.
+        let id = schema_id.cast_signed();
+        let stored = stored_schema(tx, &self.sync, topic, true)?;
+        if stored == Some(Some(id)) {
+            return Ok(());
+        }
+        let ours = matches!(stored, Some(Some(_)));
+        if !ours {
+            self.check_target(topic, schema)?;
+        }
+        if ours {
+            tx.execute_batch(&format!("DROP TABLE IF EXISTS {}", identifier(&schema.name))).map_err(fail)?;
+        }
+        if state(tx, &schema.name)? == Existing::No {
+            tx.execute_batch(&create_sql(schema)).map_err(fail)?;
+        }
+        tx.execute(
+            &format!(
+                "INSERT INTO {POSITIONS}(sync, log_id, topic, next_offset, schema) VALUES (?1, ?2, ?3, 0, ?4) \
+                 ON CONFLICT(sync, topic) DO UPDATE SET schema = excluded.schema"
+            ),
+            params![self.sync, self.log_id, topic, id],
+        )
+        .map_err(fail)?;
+        Ok(())
+    }
+
+    /// Forgets this sync's positions; its tables stay. Our own table goes when no sync is left in it.
+    pub fn forget(&mut self, sync: &str) -> Result<()> {
+        if !self.has_positions()? {
+            return Ok(());
+        }
+        let fail = |e| sqlite_error("forget the sync's positions", e);
+        let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
+        tx.execute(&format!("DELETE FROM {POSITIONS} WHERE sync = ?1"), [sync]).map_err(fail)?;
+        if state(&tx, POSITIONS)? == Existing::Empty {
+            tx.execute_batch(&format!("DROP TABLE {POSITIONS}")).map_err(fail)?;
+        }
+        tx.commit().map_err(fail)
+    }
+}
+
+/// The schema id stored for a topic: none without a row, an inner none for a row without a table.
+fn stored_schema(conn: &Connection, sync: &str, topic: &str, exists: bool) -> Result<Option<Option<i64>>> {
+    if !exists {
+        return Ok(None);
+    }
+    conn.prepare_cached(&format!("SELECT schema FROM {POSITIONS} WHERE sync = ?1 AND topic = ?2"))
+        .and_then(|mut statement| statement.query_row([sync, topic], |row| row.get(0)).optional())
+        .map_err(|e| sqlite_error("read the target's positions", e))
+}
+
+fn apply_rows(tx: &Connection, schema: &TableSchema, changes: &[Change]) -> Result<()> {
+    let fail = |e: rusqlite::Error| {
+        let failed = sqlite_error(format!("apply to target table {}", schema.name), e);
+        if failed.kind() == ErrorKind::Conflict {
+            return failed.context("the target's own columns or constraints refuse a row of the source");
+        }
+        failed
+    };
+    let mut upsert = tx.prepare_cached(&upsert_sql(schema)).map_err(fail)?;
+    let mut delete = tx.prepare_cached(&delete_sql(schema)).map_err(fail)?;
+    for change in changes {
+        match &change.after {
+            Some(row) => {
+                check_width(schema, row)?;
+                upsert.execute(params_from_iter(row.iter().map(Bound))).map_err(fail)?;
+            }
+            None => {
+                delete.execute(params_from_iter(change.key.iter().map(Bound))).map_err(fail)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_width(schema: &TableSchema, row: &Row) -> Result<()> {
+    if row.len() == schema.columns.len() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "a row of {} has {} values, the table {} columns",
+        schema.name,
+        row.len(),
+        schema.columns.len()
+    )))
+}

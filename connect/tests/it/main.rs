@@ -1,0 +1,9 @@
+//! Integration tests of the connect crate. The other program, which writes the sources, is Python's SQLite.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod fuzz;
+mod guards;
+mod locks;
+mod sinks;
+mod support;
+mod traps;

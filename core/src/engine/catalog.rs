@@ -1,0 +1,136 @@
+//! The log's own topics in memory: topics, positions, writers, schemas. Each is a compacted topic of one partition
+//! whose newest records per key are held here; the same function applies a record live and at recovery.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    batch::Batch,
+    topic::{INTERNAL_PREFIX, PartitionId, TopicInfo},
+};
+
+/// First number of a user's partition; those below belong to the internal topics.
+pub(super) const FIRST_USER_PARTITION: u32 = 16;
+
+/// An internal topic that holds one record a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Table {
+    /// Topics by name.
+    Topics,
+    /// Source positions by owner and name.
+    Positions,
+    /// Epochs of fenced writers by owner.
+    Writers,
+    /// Schemas of topics by id.
+    Schemas,
+}
+
+impl Table {
+    /// All tables, by their partition's number.
+    pub const ALL: [Self; 4] = [Self::Topics, Self::Positions, Self::Writers, Self::Schemas];
+
+    /// The partition that holds the table.
+    pub fn partition(self) -> PartitionId {
+        PartitionId(self as u32)
+    }
+
+    fn of(partition: PartitionId) -> Option<Self> {
+        Self::ALL.into_iter().find(|table| table.partition() == partition)
+    }
+
+    /// The topic's name.
+    pub fn topic(self) -> String {
+        let name = match self {
+            Self::Topics => "topics",
+            Self::Positions => "positions",
+            Self::Writers => "writers",
+            Self::Schemas => "schemas",
+        };
+        format!("{INTERNAL_PREFIX}{name}")
+    }
+}
+
+/// What a key's newest record says, and which record it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Offset of the record: the version that a replacement names.
+    pub version: i64,
+    /// The value, UTF-8.
+    pub value: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Catalog {
+    tables: [BTreeMap<String, Entry>; 4],
+    pub(super) next_partition: u32,
+}
+
+/// What applying a batch changed in the set of topics.
+#[derive(Debug)]
+pub(super) enum TopicChange {
+    Created(TopicInfo),
+    Deleted(TopicInfo),
+}
+
+impl Catalog {
+    pub(super) fn new() -> Self {
+        Self { tables: Default::default(), next_partition: FIRST_USER_PARTITION }
+    }
+
+    pub(super) fn table(&self, table: Table) -> &BTreeMap<String, Entry> {
+        &self.tables[table as usize]
+    }
+
+    pub(super) fn topic(&self, name: &str) -> Option<TopicInfo> {
+        let entry = self.table(Table::Topics).get(name)?;
+        serde_json::from_str(&entry.value).ok()
+    }
+
+    pub(super) fn topics(&self) -> Vec<TopicInfo> {
+        self.table(Table::Topics).values().filter_map(|entry| serde_json::from_str(&entry.value).ok()).collect()
+    }
+
+    pub(super) fn writer_epoch(&self, owner: &str) -> u64 {
+        self.table(Table::Writers).get(owner).and_then(|entry| entry.value.parse().ok()).unwrap_or(0)
+    }
+
+    /// Applies a durable batch of an internal topic; batches of other topics change nothing.
+    pub(super) fn apply(&mut self, partition: PartitionId, batch: &Batch) -> Result<Vec<TopicChange>> {
+        let Some(table) = Table::of(partition) else { return Ok(Vec::new()) };
+        let mut changes = Vec::new();
+        for record in batch.records() {
+            let record = record?;
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec());
+            let key = text(record.key.unwrap_or_default()).map_err(|e| {
+                Error::corrupt(format!("{}@{}: key is not UTF-8", table.topic(), record.offset)).with_source(e)
+            })?;
+            let value = record.value.map(text).transpose();
+            let value = value.map_err(|e| Error::corrupt("metadata value is not UTF-8").with_source(e))?;
+            if table == Table::Topics {
+                changes.extend(self.topic_change(&key, value.as_deref())?);
+            }
+            match value {
+                Some(value) => self.tables[table as usize].insert(key, Entry { version: record.offset, value }),
+                None => self.tables[table as usize].remove(&key),
+            };
+        }
+        Ok(changes)
+    }
+
+    fn topic_change(&mut self, name: &str, value: Option<&str>) -> Result<Option<TopicChange>> {
+        let Some(value) = value else { return Ok(self.topic(name).map(TopicChange::Deleted)) };
+        let info: TopicInfo = serde_json::from_str(value)
+            .map_err(|e| Error::corrupt(format!("topic record of {name:?} is malformed")).with_source(e))?;
+        let after = info.partitions.iter().map(|p| p.0 + 1).max().unwrap_or(0);
+        self.next_partition = self.next_partition.max(after);
+        Ok(Some(TopicChange::Created(info)))
+    }
+}
+
+/// The key under which an owner's position is stored.
+pub(super) fn position_key(owner: &str, name: &str) -> Bytes {
+    Bytes::from(format!("{owner}\u{1f}{name}"))
+}

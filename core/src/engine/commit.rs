@@ -1,0 +1,455 @@
+//! The committer: takes what is queued, writes it as one group, syncs once, makes it visible, answers.
+//!
+//! It alone assigns offsets and LSNs. Nothing it plans is visible before the sync returned; when a write or the sync
+//! fails, the log stops for good, because what the disk holds is then unknown.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::{
+    catalog::Table,
+    frame::{FramePlace, GROUP_ALIGN, GroupBuffer, Kind, Note, NoteReason, Placed, StagedEntry},
+    queue::{Compute, Fence, Outcome, Request, Work},
+    shared::{Shared, lock},
+    slots::Slot,
+};
+use crate::{
+    Error, Result,
+    batch::{Batch, BatchBuilder, BatchHeader, patch_base_offset},
+    record::Record,
+    topic::PartitionId,
+};
+
+/// A transaction that neither ended nor staged anything for this long is aborted.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What one turn of the committer did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing was queued.
+    Idle,
+    /// This many requests were made durable.
+    Committed(usize),
+    /// There is no room; a checkpoint or a write-behind must come first.
+    Blocked,
+}
+
+/// What a transaction has staged, kept in memory until it ends.
+struct Transaction {
+    frames: Vec<StagedFrame>,
+    bytes: usize,
+    touched: Duration,
+}
+
+struct StagedFrame {
+    lsn: u64,
+    batches: Vec<(PartitionId, Bytes)>,
+}
+
+/// A request that is part of the present group, and the batches it makes visible.
+struct Planned {
+    request: Request,
+    outcome: Outcome,
+    visible: Vec<Visible>,
+}
+
+enum Visible {
+    /// At this range of the group's buffer.
+    InGroup(PartitionId, std::ops::Range<usize>),
+    /// Staged before; offset already patched.
+    Staged(PartitionId, Bytes),
+}
+
+pub(super) struct Committer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) epoch: u64,
+    pub(super) slot: Slot,
+    pub(super) next_lsn: u64,
+    pub(super) previous_crc: u32,
+    /// Whether a note already proves all groups.
+    pub(super) noted: bool,
+    transactions: BTreeMap<u64, Transaction>,
+}
+
+impl Committer {
+    pub(super) fn new(shared: Arc<Shared>, epoch: u64, slot: Slot, next_lsn: u64, previous_crc: u32) -> Self {
+        Self { shared, epoch, slot, next_lsn, previous_crc, noted: true, transactions: BTreeMap::new() }
+    }
+
+    /// Commits one group of what is queued.
+    pub(super) fn turn(&mut self) -> Result<Turn> {
+        self.shared.check_alive()?;
+        self.expire_transactions();
+        if self.shared.queue.is_empty() {
+            return Ok(Turn::Idle);
+        }
+        let ring = self.shared.unwritten_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        if ring >= self.shared.config.ring_bytes || !self.make_room()? {
+            return Ok(Turn::Blocked);
+        }
+        let mut group = self.begin_group();
+        let planned = self.plan(&mut group);
+        if planned.is_empty() {
+            return Ok(Turn::Committed(0));
+        }
+        let (bytes, previous_crc) = group.finish();
+        if let Err(error) = self.write_group(&bytes) {
+            self.shared.fail(&error);
+            for plan in planned {
+                let _ = plan.request.reply.send(Err(error.duplicate()));
+            }
+            return Err(error);
+        }
+        self.previous_crc = previous_crc;
+        self.noted = false;
+        let count = planned.len();
+        self.publish(&bytes, planned)?;
+        Ok(Turn::Committed(count))
+    }
+
+    fn begin_group(&self) -> GroupBuffer {
+        GroupBuffer::new(self.next_lsn, self.epoch, self.next_lsn, self.previous_crc)
+    }
+
+    /// Sees to it that a whole group fits into the current file, rolling to a free one if needed.
+    fn make_room(&mut self) -> Result<bool> {
+        let used = self.next_lsn - self.slot.base_lsn;
+        let Some(first) = self.shared.queue.pop_if(|_| true) else { return Ok(true) };
+        let bound = frame_bound(&first.work, self);
+        if bound + GROUP_ALIGN > self.slot.capacity as usize {
+            let limit = self.shared.config.request_limit();
+            let _ = first.reply.send(Err(Error::invalid(format!("request of {bound} bytes exceeds {limit}"))));
+            return Ok(true);
+        }
+        self.shared.queue.unpop(first);
+        if used + bound as u64 <= self.slot.capacity {
+            return Ok(true);
+        }
+        let mut pool = lock(&self.shared.slots);
+        let Some(mut next) = pool.free.pop() else {
+            drop(pool);
+            self.abort_blocking_transaction();
+            return Ok(false);
+        };
+        next.base_lsn = self.next_lsn;
+        let mut full = std::mem::replace(&mut self.slot, next);
+        full.end_lsn = self.next_lsn;
+        pool.used.push_back(full);
+        drop(pool);
+        self.shared.wake_writer(false);
+        // The note alone is written here; it shares the first group's sync, and proves nothing by itself.
+        let mut group = self.begin_group();
+        group.push_note(Note {
+            reason: NoteReason::Roll,
+            continues_lsn: self.next_lsn,
+            continues_crc: self.previous_crc,
+        });
+        let (bytes, previous_crc) = group.finish();
+        if let Err(error) = self.slot.file.write_at(&bytes, 0) {
+            let error = Error::from(error).context("write the commit log");
+            self.shared.fail(&error);
+            return Err(error);
+        }
+        self.next_lsn += bytes.len() as u64;
+        self.previous_crc = previous_crc;
+        Ok(true)
+    }
+
+    /// Adds requests to the group while they fit. Requests that are refused are answered here.
+    fn plan(&mut self, group: &mut GroupBuffer) -> Vec<Planned> {
+        let room = (self.slot.capacity - (self.next_lsn - self.slot.base_lsn)) as usize;
+        let limit = room.min(self.shared.config.group_limit());
+        let mut next_offsets: HashMap<PartitionId, i64> = HashMap::new();
+        let mut planned = Vec::new();
+        let mut size = 0;
+        loop {
+            let queue = &self.shared.queue;
+            let Some(request) =
+                queue.pop_if(|work| size + frame_bound(work, self) <= if size == 0 { room } else { limit })
+            else {
+                break;
+            };
+            size += frame_bound(&request.work, self);
+            let ends_group = matches!(request.work, Work::Keyed { .. });
+            self.plan_one(group, request, &mut next_offsets, &mut planned);
+            if ends_group {
+                break;
+            }
+        }
+        planned
+    }
+
+    fn plan_one(
+        &mut self,
+        group: &mut GroupBuffer,
+        mut request: Request,
+        next_offsets: &mut HashMap<PartitionId, i64>,
+        planned: &mut Vec<Planned>,
+    ) {
+        let work = std::mem::replace(&mut request.work, Work::Abort { transaction: 0 });
+        let result = match work {
+            Work::Append { batches, fence } => self.plan_append(group, batches, fence.as_ref(), next_offsets),
+            Work::Stage { transaction, batches } => self.plan_stage(group, transaction, batches),
+            Work::Commit { transaction, staged, batches, fence } => {
+                self.plan_commit(group, transaction, staged, batches, fence.as_ref(), next_offsets)
+            }
+            Work::Abort { transaction } => {
+                self.transactions.remove(&transaction);
+                let _ = request.reply.send(Ok(Outcome::default()));
+                return;
+            }
+            Work::Keyed { table, key, compute, .. } => self.plan_keyed(group, table, key, compute, next_offsets),
+        };
+        match result {
+            Ok((outcome, visible)) => planned.push(Planned { request, outcome, visible }),
+            Err(error) => drop(request.reply.send(Err(error))),
+        }
+    }
+
+    fn plan_append(
+        &self,
+        group: &mut GroupBuffer,
+        batches: Vec<(PartitionId, Bytes)>,
+        fence: Option<&Fence>,
+        next_offsets: &mut HashMap<PartitionId, i64>,
+    ) -> Result<(Outcome, Vec<Visible>)> {
+        self.check_fence(fence)?;
+        self.check_batches(&batches)?;
+        let placed = self.place(batches, next_offsets)?;
+        let place = group.push_batches(Kind::Append, &placed, &[]);
+        Ok(outcome_of(&placed, place))
+    }
+
+    fn plan_stage(
+        &mut self,
+        group: &mut GroupBuffer,
+        transaction: u64,
+        batches: Vec<(PartitionId, Bytes)>,
+    ) -> Result<(Outcome, Vec<Visible>)> {
+        self.check_batches(&batches)?;
+        let limit = self.shared.config.transaction_bytes;
+        let bytes: usize = batches.iter().map(|(_, b)| b.len()).sum();
+        let touched = self.shared.clock.monotonic();
+        let open = self.transactions.get(&transaction).map_or(0, |t| t.bytes);
+        if open + bytes > limit {
+            return Err(Error::invalid(format!("transaction of more than {limit} bytes")));
+        }
+        let placed: Vec<_> = batches
+            .iter()
+            .map(|(partition, bytes)| Placed { partition: *partition, base_offset: 0, bytes: bytes.clone() })
+            .collect();
+        let place = group.push_batches(Kind::Stage, &placed, &[]);
+        let entry =
+            self.transactions.entry(transaction).or_insert(Transaction { frames: Vec::new(), bytes: 0, touched });
+        entry.frames.push(StagedFrame { lsn: place.lsn, batches });
+        entry.bytes += bytes;
+        entry.touched = touched;
+        Ok((Outcome::default(), Vec::new()))
+    }
+
+    fn plan_commit(
+        &mut self,
+        group: &mut GroupBuffer,
+        transaction: u64,
+        staged: usize,
+        batches: Vec<(PartitionId, Bytes)>,
+        fence: Option<&Fence>,
+        next_offsets: &mut HashMap<PartitionId, i64>,
+    ) -> Result<(Outcome, Vec<Visible>)> {
+        let open = self.transactions.remove(&transaction);
+        let frames = open.map(|t| t.frames).unwrap_or_default();
+        if frames.len() != staged {
+            return Err(Error::conflict("the transaction was aborted: it was open for too long"));
+        }
+        self.check_fence(fence)?;
+        self.check_batches(&batches)?;
+        for frame in &frames {
+            self.check_batches(&frame.batches)?;
+        }
+        let (mut entries, mut visible) = (Vec::new(), Vec::new());
+        for StagedFrame { lsn, batches } in frames {
+            for (index, placed) in self.place(batches, next_offsets)?.into_iter().enumerate() {
+                let span = BatchHeader::decode(&placed.bytes)?.last_offset_delta + 1;
+                let Placed { partition, base_offset, bytes } = placed;
+                entries.push(StagedEntry { stage_lsn: lsn, index: index as u32, partition, base_offset, span });
+                let mut bytes = bytes.to_vec();
+                patch_base_offset(&mut bytes, base_offset);
+                visible.push(Visible::Staged(partition, Bytes::from(bytes)));
+            }
+        }
+        let placed = self.place(batches, next_offsets)?;
+        let place = group.push_batches(Kind::Commit, &placed, &entries);
+        let (outcome, inline) = outcome_of(&placed, place);
+        visible.extend(inline);
+        Ok((outcome, visible))
+    }
+
+    fn plan_keyed(
+        &self,
+        group: &mut GroupBuffer,
+        table: Table,
+        key: String,
+        compute: Compute,
+        next_offsets: &mut HashMap<PartitionId, i64>,
+    ) -> Result<(Outcome, Vec<Visible>)> {
+        let value = compute(&self.shared.catalog())?;
+        let mut builder = BatchBuilder::default();
+        let record = Record::new(Bytes::from(key), value.clone().map(Bytes::from));
+        builder.push(&record, self.shared.clock.now())?;
+        let batches = vec![(table.partition(), builder.finish())];
+        let (outcome, visible) = self.plan_append(group, batches, None, next_offsets)?;
+        Ok((Outcome { value, ..outcome }, visible))
+    }
+
+    fn check_fence(&self, fence: Option<&Fence>) -> Result<()> {
+        let Some(Fence { owner, epoch }) = fence else { return Ok(()) };
+        let current = self.shared.catalog().writer_epoch(owner);
+        if current == *epoch {
+            return Ok(());
+        }
+        Err(Error::conflict(format!("writer {owner:?} of epoch {epoch} is fenced: epoch {current} was opened")))
+    }
+
+    fn check_batches(&self, batches: &[(PartitionId, Bytes)]) -> Result<()> {
+        for (partition, _) in batches {
+            self.shared.partition(*partition)?.check_writable()?;
+        }
+        Ok(())
+    }
+
+    fn place(
+        &self,
+        batches: Vec<(PartitionId, Bytes)>,
+        next_offsets: &mut HashMap<PartitionId, i64>,
+    ) -> Result<Vec<Placed>> {
+        let mut placed = Vec::with_capacity(batches.len());
+        for (partition, bytes) in batches {
+            let next = match next_offsets.entry(partition) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    entry.insert(self.shared.partition(partition)?.state().durable_offset)
+                }
+            };
+            let base_offset = *next;
+            *next += i64::from(BatchHeader::decode(&bytes)?.last_offset_delta) + 1;
+            placed.push(Placed { partition, base_offset, bytes });
+        }
+        Ok(placed)
+    }
+
+    fn write_group(&mut self, bytes: &[u8]) -> Result<()> {
+        let position = self.next_lsn - self.slot.base_lsn;
+        self.slot.file.write_at(bytes, position).map_err(|e| Error::from(e).context("write the commit log"))?;
+        self.slot.file.sync().map_err(|e| Error::from(e).context("fdatasync of the commit log"))?;
+        self.next_lsn += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Makes a durable group visible as a whole, then answers its requests.
+    fn publish(&mut self, group: &Bytes, planned: Vec<Planned>) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut touched = Vec::new();
+        let mut published = shared.published.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for visible in planned.iter().flat_map(|plan| &plan.visible) {
+            let (partition, bytes) = match visible {
+                Visible::InGroup(partition, range) => (*partition, group.slice(range.clone())),
+                Visible::Staged(partition, bytes) => (*partition, bytes.clone()),
+            };
+            shared.publish_batch(partition, &Batch::trusted(BatchHeader::decode(&bytes)?, bytes))?;
+            touched.push(partition);
+        }
+        published.lsn = self.next_lsn;
+        published.oldest_staged_lsn = self.transactions.values().filter_map(|t| t.frames.first()).map(|f| f.lsn).min();
+        let wake = {
+            let mut writer = lock(&shared.writer);
+            let was_clean = writer.dirty.is_empty();
+            writer.dirty.extend(touched.iter().copied());
+            was_clean
+        };
+        drop(published);
+        for partition in touched.iter().filter_map(|id| shared.partition(*id).ok()) {
+            partition.appended.notify_waiters();
+        }
+        for Planned { request, outcome, .. } in planned {
+            let _ = request.reply.send(Ok(outcome));
+        }
+        let pressed = shared.commit_log_used() > shared.config.commit_log_bytes as u64 / 2
+            || shared.unwritten_bytes.load(std::sync::atomic::Ordering::Relaxed) > shared.config.ring_bytes / 4;
+        if wake || pressed {
+            shared.wake_writer(pressed);
+        }
+        Ok(())
+    }
+
+    /// Writes a note that proves all groups so far, once. Called when nothing came for 100 ms, and at a clean stop.
+    pub(super) fn note(&mut self, clean: bool) -> Result<()> {
+        self.shared.check_alive()?;
+        if self.noted && !clean {
+            return Ok(());
+        }
+        if self.next_lsn - self.slot.base_lsn + 512 > self.slot.capacity {
+            // The next file's first frame will prove it; a clean stop is proven by the superblock.
+            return Ok(());
+        }
+        let mut group = self.begin_group();
+        group.push_note(Note {
+            reason: if clean { NoteReason::Clean } else { NoteReason::Idle },
+            continues_lsn: self.next_lsn,
+            continues_crc: self.previous_crc,
+        });
+        let (bytes, previous_crc) = group.finish();
+        if let Err(error) = self.write_group(&bytes) {
+            self.shared.fail(&error);
+            return Err(error);
+        }
+        self.previous_crc = previous_crc;
+        self.noted = true;
+        self.shared.published.write().unwrap_or_else(std::sync::PoisonError::into_inner).lsn = self.next_lsn;
+        Ok(())
+    }
+
+    fn expire_transactions(&mut self) {
+        if self.transactions.is_empty() {
+            return;
+        }
+        let now = self.shared.clock.monotonic();
+        self.transactions.retain(|_, t| now.saturating_sub(t.touched) < TRANSACTION_TIMEOUT);
+    }
+
+    /// When no file is free and a transaction keeps them, the oldest transaction gives way.
+    fn abort_blocking_transaction(&mut self) {
+        let checkpoint = self.shared.checkpoint_lsn.load(std::sync::atomic::Ordering::Acquire);
+        let oldest = self.transactions.iter().min_by_key(|(_, t)| t.frames.first().map(|f| f.lsn));
+        let Some((&id, oldest)) = oldest else { return };
+        if oldest.frames.first().is_some_and(|frame| frame.lsn <= checkpoint) {
+            tracing::warn!(transaction = id, "transaction aborted to free the commit log");
+            self.transactions.remove(&id);
+            let mut published = self.shared.published.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            published.oldest_staged_lsn =
+                self.transactions.values().filter_map(|t| t.frames.first()).map(|f| f.lsn).min();
+        }
+    }
+}
+
+/// Upper bound of the bytes a request takes in a group.
+fn frame_bound(work: &Work, committer: &Committer) -> usize {
+    let staged = match work {
+        Work::Commit { transaction, .. } => {
+            committer.transactions.get(transaction).map_or(0, |t| t.frames.iter().map(|f| f.batches.len()).sum())
+        }
+        Work::Keyed { key, size_hint, .. } => return GroupBuffer::frame_bound(1, 0, key.len() + size_hint + 256),
+        _ => 0,
+    };
+    GroupBuffer::frame_bound(work.batches().len(), staged, work.payload_bytes())
+}
+
+fn outcome_of(placed: &[Placed], place: FramePlace) -> (Outcome, Vec<Visible>) {
+    let base_offsets = placed.iter().map(|p| p.base_offset).collect();
+    let visible = placed.iter().zip(place.batches).map(|(p, range)| Visible::InGroup(p.partition, range)).collect();
+    (Outcome { base_offsets, value: None }, visible)
+}

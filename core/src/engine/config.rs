@@ -1,0 +1,85 @@
+//! Settings of the log engine.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Sizes and budgets of one log. All are enforced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Size of one file of the commit log, 64 KiB to 64 MiB.
+    pub commit_file_bytes: usize,
+    /// What all files of the commit log may take together; a checkpoint starts at half of it.
+    pub commit_log_bytes: usize,
+    /// Memory for the newest records; appends wait when it is full of what segments do not hold yet.
+    pub ring_bytes: usize,
+    /// Requests waiting for the committer, in bytes; a producer waits beyond.
+    pub queue_bytes: usize,
+    /// Most bytes in one group.
+    pub group_bytes: usize,
+    /// Most bytes one transaction may stage.
+    pub transaction_bytes: usize,
+    /// A segment is sealed at this size.
+    pub segment_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            commit_file_bytes: 16 << 20,
+            commit_log_bytes: 256 << 20,
+            ring_bytes: 128 << 20,
+            queue_bytes: 32 << 20,
+            group_bytes: 4 << 20,
+            transaction_bytes: 64 << 20,
+            segment_bytes: 256 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// Checks all settings against each other.
+    ///
+    /// # Errors
+    /// `Invalid` lists every fault with the setting's name.
+    pub fn validate(&self) -> Result<()> {
+        let mut faults = Vec::new();
+        let mut check = |ok: bool, fault: String| {
+            if !ok {
+                faults.push(fault);
+            }
+        };
+        let file = self.commit_file_bytes;
+        check((64 << 10..=64 << 20).contains(&file), format!("commit_file_bytes {file} is not in 64 KiB..64 MiB"));
+        check(file.is_multiple_of(4096), format!("commit_file_bytes {file} is not a multiple of 4096"));
+        check(
+            self.commit_log_bytes >= 4 * file,
+            format!("commit_log_bytes {} is below 4 files", self.commit_log_bytes),
+        );
+        check(
+            self.transaction_bytes <= self.commit_log_bytes / 4,
+            "transaction_bytes exceeds a quarter of commit_log_bytes".into(),
+        );
+        check(self.group_bytes >= 4096, format!("group_bytes {} is below 4096", self.group_bytes));
+        check(
+            self.segment_bytes >= 4096 && self.segment_bytes <= 1 << 30,
+            format!("segment_bytes {} is not in 4 KiB..1 GiB", self.segment_bytes),
+        );
+        check(
+            self.ring_bytes >= self.commit_file_bytes / 2,
+            format!("ring_bytes {} is below half a commit file", self.ring_bytes),
+        );
+        if faults.is_empty() { Ok(()) } else { Err(Error::invalid(faults.join("; "))) }
+    }
+
+    /// Most bytes a group may take: it must fit into one file beside the opening note.
+    pub(super) fn group_limit(&self) -> usize {
+        self.group_bytes.min(self.commit_file_bytes - 8192)
+    }
+
+    /// Most payload bytes of one request.
+    pub fn request_limit(&self) -> usize {
+        self.group_limit() - 4096
+    }
+}

@@ -1,0 +1,548 @@
+//! The embedded log: one commit log that makes every append durable, segments written behind it, recovery.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `frame` | the grammar of the commit log |
+//! | `slots` | its files |
+//! | `queue`, `commit` | requests, and the committer that makes groups of them durable and visible |
+//! | `partition`, `segment`, `index` | one partition's records in memory and on disk |
+//! | `write_behind`, `manifest`, `superblock` | segments and checkpoints |
+//! | `recovery` | what a crash left, made whole |
+//! | `catalog` | topics, positions, writers and schemas: the log's own topics in memory |
+//! | `threads` | the two threads that drive it all |
+//!
+//! This level speaks batches. What speaks records, and may one day be another machine's log, is [`crate::log::Log`].
+
+mod catalog;
+mod commit;
+mod config;
+mod frame;
+mod index;
+mod manifest;
+mod partition;
+mod queue;
+mod recovery;
+mod segment;
+mod shared;
+mod slots;
+mod superblock;
+mod threads;
+mod write_behind;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock, atomic::AtomicU64},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+pub use catalog::{Entry, Table};
+pub use commit::Turn;
+pub use config::Config;
+pub use partition::Damage;
+pub use queue::{Fence, Outcome};
+pub use recovery::RecoveryReport;
+pub use threads::Stepper;
+
+use self::{
+    catalog::{Catalog, position_key},
+    manifest::Manifest,
+    partition::Partition,
+    queue::{Queue, Work},
+    segment::Segment,
+    shared::{Published, Shared, WriterState, lock},
+    slots::SlotPool,
+    superblock::SuperblockFile,
+};
+use crate::{
+    Error, Result,
+    batch::{Batch, BatchHeader},
+    clock::Clock,
+    storage::Storage,
+    topic::{self, PartitionId, TopicInfo, TopicSpec},
+};
+
+/// The version of the data directory's format that this program writes.
+pub const FORMAT_VERSION: u32 = 1;
+const PERMIT_BYTES: usize = 1024;
+
+/// Bounds of a partition: visible records have offsets in `[log_start_offset, durable_offset)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// First offset that is kept.
+    pub log_start_offset: i64,
+    /// First offset that is not yet durable.
+    pub durable_offset: i64,
+}
+
+/// An open log in a data directory that this process owns.
+pub struct Engine {
+    shared: Arc<Shared>,
+    permits: Semaphore,
+    report: RecoveryReport,
+    threads: Mutex<Option<threads::Threads>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("data_dir", &self.shared.data_dir).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens the log in `data_dir`, making it where there is none, and starts its two threads.
+    ///
+    /// # Errors
+    /// `Unsupported` for a newer format, `Corrupt` where superblock or manifest are damaged, `Unavailable` for I/O.
+    pub fn open(data_dir: &Path, config: Config, storage: Arc<dyn Storage>, clock: Arc<dyn Clock>) -> Result<Self> {
+        let (engine, stepper) = Self::open_stepped(data_dir, config, storage, clock)?;
+        *lock(&engine.threads) = Some(threads::Threads::start(stepper)?);
+        Ok(engine)
+    }
+
+    /// Opens the log without threads: nothing moves but by the [`Stepper`]. This is how simulations drive it.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_stepped(
+        data_dir: &Path,
+        config: Config,
+        storage: Arc<dyn Storage>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Stepper)> {
+        config.validate()?;
+        prepare_folder(&*storage, data_dir)?;
+        let mut superblock = SuperblockFile::open(&*storage, &data_dir.join("superblock"))?;
+        let manifest = match superblock.current().manifest {
+            0 => Manifest::empty(),
+            number => Manifest::read(&*storage, &manifest::path(data_dir, number))?,
+        };
+        let permits = Semaphore::new((config.queue_bytes / PERMIT_BYTES).max(1));
+        let shared = Arc::new(new_shared(data_dir, config, storage, clock, superblock.current().log_id));
+        load_manifest(&shared, manifest);
+        let (committer, report) = recovery::recover(&shared, &mut superblock)?;
+        for (lsn, what) in &report.damage {
+            tracing::error!(lsn, what, "commit log is damaged");
+        }
+        if let Some((lsn, bytes)) = report.cut {
+            tracing::warn!(lsn, bytes, "unfinished end of the commit log cut");
+        }
+        let writer = write_behind::SegmentWriter::new(Arc::clone(&shared), superblock);
+        let stepper = Stepper::new(committer, writer);
+        Ok((Self { shared, permits, report, threads: Mutex::new(None) }, stepper))
+    }
+
+    /// What recovery found when the log was opened.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.report
+    }
+
+    /// The log's identity, 32 hexadecimal digits, chosen at its creation.
+    pub fn log_id(&self) -> String {
+        format!("{:032x}", self.shared.log_id)
+    }
+
+    /// The clock that stamps this log's records.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.clock
+    }
+
+    /// Settings in force.
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// All topics, the internal ones included, by name.
+    pub fn topics(&self) -> Vec<TopicInfo> {
+        let internal = Table::ALL.into_iter().map(|table| TopicInfo {
+            name: table.topic(),
+            id: format!("{:032x}", table.partition().0),
+            partitions: vec![table.partition()],
+            created_ms: 0,
+        });
+        internal.chain(self.shared.catalog().topics()).collect()
+    }
+
+    /// One topic.
+    ///
+    /// # Errors
+    /// `NotFound` names it.
+    pub fn topic(&self, name: &str) -> Result<TopicInfo> {
+        if let Some(info) = self.shared.catalog().topic(name) {
+            return Ok(info);
+        }
+        let internal = self.topics().into_iter().find(|info| info.name == name);
+        internal.ok_or_else(|| Error::not_found(format!("topic {name:?} does not exist")))
+    }
+
+    /// Makes a topic; durable when it returns.
+    ///
+    /// # Errors
+    /// `Invalid` for its name or number of partitions, `Conflict` where it exists.
+    pub async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<TopicInfo> {
+        topic::validate_name(name)?;
+        let count = spec.partitions;
+        if !(1..=1000).contains(&count) {
+            return Err(Error::invalid(format!("{count} partitions is not in 1..1000")));
+        }
+        let id = format!("{:032x}", self.shared.storage.random()?);
+        let created_ms = self.shared.clock.now().0;
+        let key = name.to_owned();
+        let compute = move |catalog: &Catalog| {
+            if catalog.topic(&key).is_some() {
+                return Err(Error::conflict(format!("topic {key:?} exists")));
+            }
+            let partitions = (0..count).map(|i| PartitionId(catalog.next_partition + i)).collect();
+            encode(&TopicInfo { name: key, id, partitions, created_ms }).map(Some)
+        };
+        self.submit_keyed(Table::Topics, name, 1024 + 12 * count as usize, compute).await?;
+        self.topic(name)
+    }
+
+    /// Deletes a topic and its records; its name is free when this returns, its disk space after the next checkpoint.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Denied` for an internal topic.
+    pub async fn delete_topic(&self, name: &str) -> Result<()> {
+        if name.starts_with(topic::INTERNAL_PREFIX) {
+            return Err(Error::new(crate::ErrorKind::Denied, format!("{name} is internal")));
+        }
+        let key = name.to_owned();
+        let compute = move |catalog: &Catalog| match catalog.topic(&key) {
+            Some(_) => Ok(None),
+            None => Err(Error::not_found(format!("topic {key:?} does not exist"))),
+        };
+        self.submit_keyed(Table::Topics, name, 0, compute).await.map(drop)
+    }
+
+    /// A copy of an internal table: the newest record of each key.
+    pub fn table(&self, table: Table) -> BTreeMap<String, Entry> {
+        self.shared.catalog().table(table).clone()
+    }
+
+    /// Writes one record of an internal table if its present version is `expected` (`None`: absent).
+    ///
+    /// # Errors
+    /// `Conflict` where somebody was faster.
+    pub async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<()> {
+        let name = key.to_owned();
+        let size = value.as_ref().map_or(0, String::len);
+        let compute = move |catalog: &Catalog| {
+            let found = catalog.table(table).get(&name).map(|entry| entry.version);
+            if found == expected {
+                return Ok(value);
+            }
+            Err(Error::conflict(format!("{} {name:?} is at version {found:?}, not {expected:?}", table.topic())))
+        };
+        self.submit_keyed(table, key, size, compute).await.map(drop)
+    }
+
+    /// Opens a fenced writer: from now on what an earlier one of the same owner writes is refused.
+    ///
+    /// # Errors
+    /// Those of an append.
+    pub async fn open_writer(&self, owner: &str) -> Result<Fence> {
+        let key = owner.to_owned();
+        let compute = move |catalog: &Catalog| Ok(Some((catalog.writer_epoch(&key) + 1).to_string()));
+        let outcome = self.submit_keyed(Table::Writers, owner, 32, compute).await?;
+        let epoch = outcome.value.and_then(|value| value.parse().ok());
+        let epoch = epoch.ok_or_else(|| Error::internal("writer epoch was not written"))?;
+        Ok(Fence { owner: owner.to_owned(), epoch })
+    }
+
+    /// The positions that an owner has stored, by name.
+    pub fn positions(&self, owner: &str) -> BTreeMap<String, String> {
+        let prefix = position_key(owner, "");
+        let prefix = String::from_utf8_lossy(&prefix).into_owned();
+        let catalog = self.shared.catalog();
+        let range = catalog.table(Table::Positions).range(prefix.clone()..);
+        let own = range.take_while(|(key, _)| key.starts_with(&prefix));
+        own.map(|(key, entry)| (key[prefix.len()..].to_owned(), entry.value.clone())).collect()
+    }
+
+    /// The record key of an owner's position.
+    pub fn position_key(owner: &str, name: &str) -> Bytes {
+        position_key(owner, name)
+    }
+
+    /// Appends batches; they are durable and visible, all together, when this returns.
+    ///
+    /// # Errors
+    /// `Invalid` for a malformed or too large request, `NotFound`, `Corrupt` for a read-only partition, `Conflict` for
+    /// a fenced writer, `Closed` once the log has stopped.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves it open whether the append happens.
+    pub async fn append(&self, batches: Vec<(PartitionId, Bytes)>, fence: Option<Fence>) -> Result<Outcome> {
+        self.submit(Work::Append { batches, fence }).await
+    }
+
+    /// A new transaction's number. It takes no resources before something is staged.
+    pub fn begin_transaction(&self) -> u64 {
+        self.shared.next_transaction.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Writes batches of an open transaction; nobody sees them before the commit.
+    ///
+    /// # Errors
+    /// As [`Engine::append`]; `Invalid` beyond `transaction_bytes`.
+    pub async fn stage(&self, transaction: u64, batches: Vec<(PartitionId, Bytes)>) -> Result<()> {
+        self.submit(Work::Stage { transaction, batches }).await.map(drop)
+    }
+
+    /// Ends a transaction of `staged` stage calls with its last batches.
+    ///
+    /// # Errors
+    /// As [`Engine::append`]; `Conflict` where the transaction was aborted meanwhile.
+    pub async fn commit(
+        &self,
+        transaction: u64,
+        staged: usize,
+        batches: Vec<(PartitionId, Bytes)>,
+        fence: Option<Fence>,
+    ) -> Result<Outcome> {
+        self.submit(Work::Commit { transaction, staged, batches, fence }).await
+    }
+
+    /// Drops what a transaction has staged. Does not wait.
+    pub fn abort(&self, transaction: u64) {
+        drop(self.shared.queue.push(Work::Abort { transaction }));
+    }
+
+    async fn submit_keyed(
+        &self,
+        table: Table,
+        key: &str,
+        size_hint: usize,
+        compute: impl FnOnce(&Catalog) -> Result<Option<String>> + Send + 'static,
+    ) -> Result<Outcome> {
+        if size_hint + key.len() > self.shared.config.request_limit() {
+            return Err(Error::invalid(format!("metadata record of {size_hint} bytes is too large")));
+        }
+        let key = key.to_owned();
+        self.submit(Work::Keyed { table, key, size_hint, compute: Box::new(compute) }).await
+    }
+
+    async fn submit(&self, work: Work) -> Result<Outcome> {
+        self.check(&work)?;
+        let all = self.shared.config.queue_bytes / PERMIT_BYTES;
+        let wanted = (work.payload_bytes() / PERMIT_BYTES + 1).min(all.max(1));
+        let permit = self.permits.acquire_many(wanted as u32).await;
+        let _permit = permit.map_err(|_| Error::closed("the log was closed"))?;
+        let answer = self.shared.queue.push(work);
+        answer.await.map_err(|_| Error::closed("the log has stopped"))?
+    }
+
+    /// Puts an append into the queue without waiting for room or answer; for simulations.
+    #[doc(hidden)]
+    pub fn enqueue(
+        &self,
+        batches: Vec<(PartitionId, Bytes)>,
+    ) -> Result<tokio::sync::oneshot::Receiver<Result<Outcome>>> {
+        let work = Work::Append { batches, fence: None };
+        self.check(&work)?;
+        Ok(self.shared.queue.push(work))
+    }
+
+    fn check(&self, work: &Work) -> Result<()> {
+        let limit = self.shared.config.request_limit();
+        let size = work.payload_bytes();
+        if size > limit {
+            return Err(Error::invalid(format!("request of {size} bytes exceeds {limit}")));
+        }
+        for (_, bytes) in work.batches() {
+            let header = BatchHeader::decode(bytes).map_err(|e| Error::invalid(e.message().to_owned()))?;
+            if header.size_bytes != bytes.len() {
+                return Err(Error::invalid("batch length differs from its header"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Bounds of several partitions at one moment: no transaction is in some of them and not in others.
+    ///
+    /// # Errors
+    /// `NotFound` for a partition that does not exist.
+    pub fn cut(&self, partitions: &[PartitionId]) -> Result<Vec<Bounds>> {
+        let _consistent = self.shared.published();
+        let bounds = |id: &PartitionId| {
+            let partition = self.shared.partition(*id)?;
+            let state = partition.state();
+            Ok(Bounds { log_start_offset: state.log_start_offset, durable_offset: state.durable_offset })
+        };
+        partitions.iter().map(bounds).collect()
+    }
+
+    /// Reads whole batches from the one that holds `offset` on, at least one where there is any below `end`, and the
+    /// offset to go on from. Reads the disk where the records are no longer in memory.
+    ///
+    /// # Errors
+    /// `Invalid` for an offset out of range, `Corrupt` where records are damaged.
+    pub fn read(&self, id: PartitionId, offset: i64, max_bytes: usize, end: i64) -> Result<(Vec<Batch>, i64)> {
+        self.shared.partition(id)?.read(&*self.shared.storage, offset, max_bytes, end)
+    }
+
+    /// Waits until records at or after `offset` are visible, or the time is over.
+    ///
+    /// # Errors
+    /// `NotFound` where the partition does not exist or is deleted meanwhile, `Closed` once the log has stopped.
+    pub async fn wait_for(&self, id: PartitionId, offset: i64, time: Duration) -> Result<()> {
+        let partition: Arc<Partition> = self.shared.partition(id)?;
+        let visible = async {
+            loop {
+                let appended = partition.appended.notified();
+                let failed = self.shared.failed.notified();
+                tokio::pin!(appended, failed);
+                appended.as_mut().enable();
+                failed.as_mut().enable();
+                self.shared.check_alive()?;
+                let state = partition.state();
+                if state.deleted {
+                    return Err(Error::not_found(format!("{} was deleted", partition.name)));
+                }
+                if state.durable_offset > offset {
+                    return Ok(());
+                }
+                drop(state);
+                tokio::select! { () = appended => {}, () = failed => {} }
+            }
+        };
+        tokio::time::timeout(time, visible).await.unwrap_or(Ok(()))
+    }
+
+    /// Partitions with lost or doubtful records: they are read-only.
+    pub fn damage(&self) -> Vec<(String, Damage)> {
+        let partitions = self.shared.partitions.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = partitions
+            .values()
+            .flat_map(|p| p.state().damage.iter().map(|d| (p.name.clone(), d.clone())).collect::<Vec<_>>())
+            .collect();
+        all.sort_by(|a, b| (&a.0, a.1.from).cmp(&(&b.0, b.1.from)));
+        all
+    }
+
+    /// Waits until the log stops because of a failure, and returns it.
+    pub async fn failure(&self) -> Error {
+        loop {
+            let failed = self.shared.failed.notified();
+            tokio::pin!(failed);
+            failed.as_mut().enable();
+            if let Err(error) = self.shared.check_alive() {
+                return error;
+            }
+            failed.await;
+        }
+    }
+
+    /// Closes the log in order: what is queued is made durable, a checkpoint is made, the threads end.
+    ///
+    /// # Errors
+    /// Those of the last writes. Nothing acknowledged is lost by them.
+    pub fn close(&self) -> Result<()> {
+        self.permits.close();
+        self.shared.queue.close();
+        match lock(&self.threads).take() {
+            Some(threads) => threads.join(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!(error = %error, "log did not close in order");
+        }
+    }
+}
+
+fn encode<T: serde::Serialize>(value: &T) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::internal("encode metadata").with_source(e))
+}
+
+/// Makes the folders and files of a new log, or checks those that are there.
+fn prepare_folder(storage: &dyn Storage, data_dir: &Path) -> Result<()> {
+    let named = |e: std::io::Error| Error::from(e).context(format!("data directory {}", data_dir.display()));
+    storage.create_dir(&data_dir.join("commitlog")).map_err(named)?;
+    storage.create_dir(&data_dir.join("topics")).map_err(named)?;
+    let path = data_dir.join("VERSION");
+    match storage.read(&path) {
+        Ok(content) => return check_version(&content, data_dir),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(named(error)),
+    }
+    if !storage.list(&data_dir.join("commitlog")).map_err(named)?.is_empty() {
+        return Err(Error::corrupt(format!("{} has a commit log but no VERSION", data_dir.display())));
+    }
+    // VERSION comes last: a crash before it leaves nothing that anybody relies on.
+    SuperblockFile::create(storage, &data_dir.join("superblock"), storage.random().map_err(named)?)?;
+    storage.sync_dir(data_dir).map_err(named)?;
+    storage.write_atomically(&path, format!("tidemill {FORMAT_VERSION}\n").as_bytes()).map_err(named)
+}
+
+fn check_version(content: &[u8], data_dir: &Path) -> Result<()> {
+    let text = String::from_utf8_lossy(content);
+    let version = text.trim().strip_prefix("tidemill ").and_then(|number| number.parse::<u32>().ok());
+    match version {
+        Some(FORMAT_VERSION) => Ok(()),
+        Some(other) => Err(Error::unsupported(format!(
+            "{} has format {other}, this program reads {FORMAT_VERSION}",
+            data_dir.display()
+        ))),
+        None => Err(Error::corrupt(format!("{}: VERSION is unreadable", data_dir.display()))),
+    }
+}
+
+fn new_shared(
+    data_dir: &Path,
+    config: Config,
+    storage: Arc<dyn Storage>,
+    clock: Arc<dyn Clock>,
+    log_id: u128,
+) -> Shared {
+    Shared {
+        config,
+        storage,
+        clock,
+        data_dir: PathBuf::from(data_dir),
+        log_id,
+        queue: Queue::default(),
+        partitions: RwLock::new(HashMap::new()),
+        catalog: RwLock::new(Catalog::new()),
+        published: RwLock::new(Published { lsn: 0, oldest_staged_lsn: None }),
+        checkpoint_lsn: AtomicU64::new(0),
+        ring_bytes: Default::default(),
+        unwritten_bytes: Default::default(),
+        arrivals: Mutex::default(),
+        slots: Mutex::new(SlotPool { used: Default::default(), free: Vec::new(), count: 0, next_number: 0 }),
+        writer: Mutex::new(WriterState::default()),
+        writer_work: Condvar::new(),
+        room: Condvar::new(),
+        doomed: Mutex::default(),
+        failure: OnceLock::new(),
+        failed: tokio::sync::Notify::new(),
+        next_transaction: AtomicU64::new(1),
+    }
+}
+
+/// Sets up partitions and catalog as of the last checkpoint.
+fn load_manifest(shared: &Shared, manifest: Manifest) {
+    shared.add_internal_partitions();
+    for info in manifest.catalog.topics() {
+        shared.add_partitions(&info);
+    }
+    *shared.catalog.write().unwrap_or_else(PoisonError::into_inner) = manifest.catalog;
+    for entry in manifest.partitions {
+        let Ok(partition) = shared.partition(entry.id) else { continue };
+        let mut state = partition.state_mut();
+        state.log_start_offset = entry.log_start_offset;
+        state.written_offset = entry.written_offset;
+        let holes = entry.damage.iter().filter_map(|d| d.to).max().unwrap_or(0);
+        state.durable_offset = entry.written_offset.max(holes);
+        state.segments = entry.segments.into_iter().map(|s| Arc::new(Segment::listed(&partition.folder, s))).collect();
+        state.damage = entry.damage;
+    }
+}

@@ -1,0 +1,143 @@
+//! What waits for the committer, and how its callers are answered.
+
+use std::{
+    collections::VecDeque,
+    sync::{Condvar, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{
+    catalog::{Catalog, Table},
+    shared::lock,
+};
+use crate::{Error, Result, topic::PartitionId};
+
+/// A fenced writer's identity: what it wrote is refused once somebody opened the owner anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fence {
+    /// The owner's name.
+    pub owner: String,
+    /// The epoch that opening it gave.
+    pub epoch: u64,
+}
+
+/// Computes the new value of a metadata record from the present catalog; `None` deletes the key.
+pub(super) type Compute = Box<dyn FnOnce(&Catalog) -> Result<Option<String>> + Send>;
+
+/// One request. A request is durable and visible as a whole, or not at all.
+pub(super) enum Work {
+    /// Batches that take offsets at once.
+    Append { batches: Vec<(PartitionId, Bytes)>, fence: Option<Fence> },
+    /// Batches of a transaction that is not yet committed.
+    Stage { transaction: u64, batches: Vec<(PartitionId, Bytes)> },
+    /// The end of a transaction: what was staged, then these batches.
+    Commit { transaction: u64, staged: usize, batches: Vec<(PartitionId, Bytes)>, fence: Option<Fence> },
+    /// Drops what was staged.
+    Abort { transaction: u64 },
+    /// One metadata record, computed when its turn comes.
+    /// `size_hint` is at least the bytes of the value.
+    Keyed { table: Table, key: String, size_hint: usize, compute: Compute },
+}
+
+impl Work {
+    pub(super) fn batches(&self) -> &[(PartitionId, Bytes)] {
+        match self {
+            Self::Append { batches, .. } | Self::Stage { batches, .. } | Self::Commit { batches, .. } => batches,
+            Self::Abort { .. } | Self::Keyed { .. } => &[],
+        }
+    }
+
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.batches().iter().map(|(_, bytes)| bytes.len()).sum()
+    }
+}
+
+/// What a durable request got.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Base offset of each batch of the request, in its order.
+    pub base_offsets: Vec<i64>,
+    /// The value written by a metadata request.
+    pub value: Option<String>,
+}
+
+pub(super) struct Request {
+    pub(super) work: Work,
+    pub(super) reply: oneshot::Sender<Result<Outcome>>,
+}
+
+#[derive(Default)]
+struct State {
+    requests: VecDeque<Request>,
+    closed: Option<String>,
+}
+
+/// The committer's queue. Its bytes are bounded by the permits that callers hold.
+#[derive(Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    ready: Condvar,
+}
+
+impl Queue {
+    /// Adds a request; its answer comes through the receiver when it is durable.
+    pub(super) fn push(&self, work: Work) -> oneshot::Receiver<Result<Outcome>> {
+        let (reply, answer) = oneshot::channel();
+        let mut state = lock(&self.state);
+        match &state.closed {
+            Some(text) => drop(reply.send(Err(Error::closed(text.clone())))),
+            None => state.requests.push_back(Request { work, reply }),
+        }
+        drop(state);
+        self.ready.notify_one();
+        answer
+    }
+
+    /// Takes the first request if `fits` says so.
+    pub(super) fn pop_if(&self, fits: impl FnOnce(&Work) -> bool) -> Option<Request> {
+        let mut state = lock(&self.state);
+        if fits(&state.requests.front()?.work) { state.requests.pop_front() } else { None }
+    }
+
+    /// Puts a request back to the front.
+    pub(super) fn unpop(&self, request: Request) {
+        lock(&self.state).requests.push_front(request);
+    }
+
+    /// Waits until there is a request, the queue is closed, or the time is over. Tells whether it is closed and empty.
+    pub(super) fn wait(&self, time: Option<Duration>) -> bool {
+        let state = lock(&self.state);
+        let idle = |state: &mut State| state.requests.is_empty() && state.closed.is_none();
+        let state = match time {
+            Some(time) => {
+                self.ready.wait_timeout_while(state, time, idle).unwrap_or_else(std::sync::PoisonError::into_inner).0
+            }
+            None => self.ready.wait_while(state, idle).unwrap_or_else(std::sync::PoisonError::into_inner),
+        };
+        state.requests.is_empty() && state.closed.is_some()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.state).requests.is_empty()
+    }
+
+    /// Refuses further requests; those queued are still served.
+    pub(super) fn close(&self) {
+        lock(&self.state).closed.get_or_insert_with(|| "the log was closed".to_owned());
+        self.ready.notify_all();
+    }
+
+    /// Refuses further requests and answers the queued ones with an error.
+    pub(super) fn fail(&self, text: &str) {
+        let mut state = lock(&self.state);
+        state.closed = Some(text.to_owned());
+        for request in state.requests.drain(..) {
+            let _ = request.reply.send(Err(Error::closed(text)));
+        }
+        drop(state);
+        self.ready.notify_all();
+    }
+}

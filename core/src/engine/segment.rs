@@ -1,0 +1,202 @@
+//! A segment: a run of one partition's batches in Kafka's own file layout, written behind the commit log.
+//!
+//! The log trusts a segment only up to the length its manifest (or this process) says; bytes beyond are leftovers of a
+//! crash. The sparse offset index is derived from the batches, rebuilt wherever it is missing, and never evidence.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::index::SparseIndex;
+use crate::{
+    Error, Result,
+    batch::{Batch, BatchHeader, HEADER_LEN},
+    storage::{Open, Storage, StorageFile},
+};
+
+/// Bytes read at a time when an index is rebuilt.
+const SCAN_BYTES: usize = 1 << 20;
+/// Least bytes read at a time when records are fetched.
+const READ_BYTES: usize = 64 << 10;
+
+/// A segment as the manifest lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SegmentEntry {
+    pub(super) base_offset: i64,
+    pub(super) length: u64,
+}
+
+pub(super) struct Segment {
+    path: PathBuf,
+    base_offset: i64,
+    length: AtomicU64,
+    file: OnceLock<Arc<dyn StorageFile>>,
+    index: std::sync::Mutex<Option<SparseIndex>>,
+}
+
+impl Segment {
+    /// Makes an empty segment's file.
+    pub(super) fn create(storage: &dyn Storage, folder: &Path, base_offset: i64) -> Result<Self> {
+        let segment = Self::listed(folder, SegmentEntry { base_offset, length: 0 });
+        let file = storage.open(&segment.path, Open::Fresh)?;
+        let _ = segment.file.set(file);
+        *segment.index() = Some(SparseIndex::default());
+        Ok(segment)
+    }
+
+    /// A segment that a manifest lists; its file is opened when it is first used.
+    pub(super) fn listed(folder: &Path, entry: SegmentEntry) -> Self {
+        Self {
+            path: folder.join(format!("{:020}.log", entry.base_offset)),
+            base_offset: entry.base_offset,
+            length: AtomicU64::new(entry.length),
+            file: OnceLock::new(),
+            index: std::sync::Mutex::new(None),
+        }
+    }
+
+    pub(super) fn base_offset(&self) -> i64 {
+        self.base_offset
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.length.load(Ordering::Acquire)
+    }
+
+    pub(super) fn entry(&self) -> SegmentEntry {
+        SegmentEntry { base_offset: self.base_offset, length: self.length() }
+    }
+
+    fn index(&self) -> std::sync::MutexGuard<'_, Option<SparseIndex>> {
+        self.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn file(&self, storage: &dyn Storage) -> Result<&Arc<dyn StorageFile>> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let named = |e: std::io::Error| Error::corrupt(format!("segment {}: {e}", self.path.display()));
+        let file = storage.open(&self.path, Open::Existing).map_err(named)?;
+        let (found, listed) = (file.len().map_err(named)?, self.length());
+        if found < listed {
+            return Err(Error::corrupt(format!(
+                "segment {} has {found} bytes, the manifest says {listed}",
+                self.path.display()
+            )));
+        }
+        Ok(self.file.get_or_init(|| file))
+    }
+
+    /// Appends whole batches. They become readable here with the return of this call, durable with [`Segment::sync`].
+    pub(super) fn append(&self, storage: &dyn Storage, batches: &[Bytes]) -> Result<()> {
+        let file = self.file(storage)?;
+        let start = self.length();
+        let run: Vec<u8> = batches.concat();
+        file.write_at(&run, start)?;
+        if let Some(index) = self.index().as_mut() {
+            let mut position = start;
+            for batch in batches {
+                index.add(BatchHeader::decode(batch)?.base_offset, position, batch.len());
+                position += batch.len() as u64;
+            }
+        }
+        self.length.store(start + run.len() as u64, Ordering::Release);
+        Ok(())
+    }
+
+    pub(super) fn sync(&self, storage: &dyn Storage) -> Result<()> {
+        Ok(self.file(storage)?.sync()?)
+    }
+
+    /// Writes the index beside the sealed segment, so that a later open need not scan for it.
+    pub(super) fn seal(&self, storage: &dyn Storage) -> Result<()> {
+        match self.index().as_ref() {
+            Some(index) => index.write(storage, &self.path.with_extension("index"), self.length()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whole batches from the one that holds `offset` on, up to about `max_bytes` but at least one; none at the end.
+    pub(super) fn read(&self, storage: &dyn Storage, offset: i64, max_bytes: usize) -> Result<Vec<Batch>> {
+        let length = self.length();
+        let mut position = self.position_before(storage, offset, length)?;
+        let file = self.file(storage)?;
+        let mut want = max_bytes.max(READ_BYTES);
+        let mut batches = Vec::new();
+        let mut taken = 0;
+        while position < length && taken < max_bytes.max(1) {
+            let mut chunk = vec![0; want.min((length - position) as usize)];
+            file.read_exact_at(&mut chunk, position).map_err(|e| self.fault(position, &e.into()))?;
+            let chunk = Bytes::from(chunk);
+            let mut at = 0;
+            while taken < max_bytes.max(1) {
+                let here = position + at as u64;
+                let rest = chunk.slice(at..);
+                if rest.len() < HEADER_LEN {
+                    break;
+                }
+                let header = BatchHeader::decode(&rest).map_err(|e| self.fault(here, &e))?;
+                if header.size_bytes as u64 > length - here {
+                    return Err(self.fault(here, &Error::corrupt("batch reaches beyond the segment's end")));
+                }
+                if header.size_bytes > rest.len() {
+                    want = want.max(header.size_bytes);
+                    break;
+                }
+                at += header.size_bytes;
+                if header.next_offset() > offset {
+                    batches.push(Batch::parse(&rest).map_err(|e| self.fault(here, &e))?);
+                    taken += header.size_bytes;
+                }
+            }
+            if at == 0 && chunk.len() as u64 == length - position {
+                return Err(self.fault(position, &Error::corrupt("batch cut by the segment's end")));
+            }
+            position += at as u64;
+        }
+        Ok(batches)
+    }
+
+    fn fault(&self, position: u64, error: &Error) -> Error {
+        Error::corrupt(format!("segment {} at byte {position}: {}", self.path.display(), error.message()))
+    }
+
+    /// A position at or before the batch that holds `offset`, where a batch begins.
+    fn position_before(&self, storage: &dyn Storage, offset: i64, length: u64) -> Result<u64> {
+        let mut index = self.index();
+        if index.is_none() {
+            *index = match SparseIndex::read(storage, &self.path.with_extension("index"), length) {
+                Some(index) => Some(index),
+                None => Some(self.scan(storage, length)?),
+            };
+        }
+        Ok(index.as_ref().map_or(0, |index| index.floor(offset)))
+    }
+
+    /// Rebuilds the index from the batches' headers. Damage ends the index, not the scan: reads will name it.
+    fn scan(&self, storage: &dyn Storage, length: u64) -> Result<SparseIndex> {
+        let file = self.file(storage)?;
+        let mut index = SparseIndex::default();
+        let mut buf = vec![0; SCAN_BYTES];
+        let (mut start, mut filled) = (0, 0);
+        let mut position = 0;
+        while position + HEADER_LEN as u64 <= length {
+            if position < start || position + HEADER_LEN as u64 > start + filled as u64 {
+                let want = SCAN_BYTES.min((length - position) as usize);
+                filled = file.read_at(&mut buf[..want], position)?;
+                start = position;
+            }
+            let Ok(header) = BatchHeader::decode(&buf[(position - start) as usize..filled]) else { break };
+            index.add(header.base_offset, position, header.size_bytes);
+            position += header.size_bytes as u64;
+        }
+        Ok(index)
+    }
+}

@@ -1,0 +1,205 @@
+//! What the committer, the segment writer and all readers of one log share.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    path::PathBuf,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use super::{
+    catalog::{Catalog, Table, TopicChange},
+    config::Config,
+    partition::Partition,
+    queue::Queue,
+    slots::SlotPool,
+};
+use crate::{
+    Error, Result,
+    batch::Batch,
+    clock::Clock,
+    storage::Storage,
+    topic::{PartitionId, TopicInfo},
+};
+
+/// The consistent state of all partitions together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Published {
+    /// Everything below is durable and visible.
+    pub(super) lsn: u64,
+    /// The first frame of the oldest transaction still open, which replay must not pass.
+    pub(super) oldest_staged_lsn: Option<u64>,
+}
+
+/// What the segment writer has to do.
+#[derive(Debug, Default)]
+pub(super) struct WriterState {
+    pub(super) dirty: HashSet<PartitionId>,
+    /// Somebody waits for room in the ring or in the commit log.
+    pub(super) urgent: bool,
+    pub(super) closing: bool,
+}
+
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) data_dir: PathBuf,
+    pub(super) log_id: u128,
+    pub(super) queue: Queue,
+    pub(super) partitions: RwLock<HashMap<PartitionId, Arc<Partition>>>,
+    pub(super) catalog: RwLock<Catalog>,
+    /// Held for writing while a group becomes visible: a reader that holds it sees all of a group or nothing.
+    pub(super) published: RwLock<Published>,
+    pub(super) checkpoint_lsn: AtomicU64,
+    /// Bytes in the tails of all partitions.
+    pub(super) ring_bytes: AtomicUsize,
+    /// Of these, bytes that no segment holds yet.
+    pub(super) unwritten_bytes: AtomicUsize,
+    /// Tails in the order of arrival, for eviction.
+    pub(super) arrivals: Mutex<VecDeque<(PartitionId, usize)>>,
+    pub(super) slots: Mutex<SlotPool>,
+    pub(super) writer: Mutex<WriterState>,
+    /// Wakes the segment writer.
+    pub(super) writer_work: Condvar,
+    /// Wakes a committer that waits for room.
+    pub(super) room: Condvar,
+    /// Folders of deleted partitions, removed after the next checkpoint.
+    pub(super) doomed: Mutex<Vec<PathBuf>>,
+    pub(super) failure: OnceLock<String>,
+    pub(super) failed: tokio::sync::Notify,
+    pub(super) next_transaction: AtomicU64,
+}
+
+/// A lock whose holder panicked protects plain data that each critical section leaves whole.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn partition(&self, id: PartitionId) -> Result<Arc<Partition>> {
+        let partitions = self.partitions.read().unwrap_or_else(PoisonError::into_inner);
+        partitions.get(&id).cloned().ok_or_else(|| Error::not_found(format!("partition {} does not exist", id.0)))
+    }
+
+    pub(super) fn catalog(&self) -> std::sync::RwLockReadGuard<'_, Catalog> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn published(&self) -> std::sync::RwLockReadGuard<'_, Published> {
+        self.published.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the log for good: what waits is answered with an error, nothing is acknowledged any more.
+    pub(super) fn fail(&self, error: &Error) {
+        let text = format!("the log has stopped: {error}");
+        if self.failure.set(text.clone()).is_ok() {
+            tracing::error!(error = %error, "log failed");
+        }
+        self.queue.fail(&text);
+        self.failed.notify_waiters();
+        self.room.notify_all();
+        self.writer_work.notify_all();
+    }
+
+    pub(super) fn check_alive(&self) -> Result<()> {
+        self.failure.get().map_or(Ok(()), |text| Err(Error::closed(text.clone())))
+    }
+
+    /// Makes one durable batch visible and applies it where it is the log's own metadata. The caller holds
+    /// `published` for writing, or is recovery.
+    pub(super) fn publish_batch(&self, id: PartitionId, batch: &Batch) -> Result<()> {
+        let Ok(partition) = self.partition(id) else { return Ok(()) };
+        if partition.state().deleted {
+            return Ok(());
+        }
+        partition.publish(batch.clone());
+        let size = batch.bytes().len();
+        self.ring_bytes.fetch_add(size, Ordering::Relaxed);
+        self.unwritten_bytes.fetch_add(size, Ordering::Relaxed);
+        lock(&self.arrivals).push_back((id, size));
+        let changes = self.catalog.write().unwrap_or_else(PoisonError::into_inner).apply(id, batch)?;
+        for change in changes {
+            match change {
+                TopicChange::Created(info) => self.add_partitions(&info),
+                TopicChange::Deleted(info) => self.remove_partitions(&info),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_internal_partitions(&self) {
+        for table in Table::ALL {
+            self.add_partition(&table.topic(), 0, table.partition());
+        }
+    }
+
+    pub(super) fn add_partitions(&self, info: &TopicInfo) {
+        for (number, id) in info.partitions.iter().enumerate() {
+            self.add_partition(&info.name, number, *id);
+        }
+    }
+
+    fn add_partition(&self, topic: &str, number: usize, id: PartitionId) {
+        // The id in the folder's name keeps a topic that is made again apart from what is left of the old one.
+        let folder = self.data_dir.join("topics").join(format!("{:08}", id.0)).join(format!("{topic}-{number}"));
+        let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
+        partitions.entry(id).or_insert_with(|| Arc::new(Partition::new(id, format!("{topic}[{number}]"), folder)));
+    }
+
+    fn remove_partitions(&self, info: &TopicInfo) {
+        let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
+        for id in &info.partitions {
+            let Some(partition) = partitions.remove(id) else { continue };
+            let mut state = partition.state_mut();
+            state.deleted = true;
+            state.segments.clear();
+            let unwritten: usize = unwritten_of(&state);
+            self.unwritten_bytes.fetch_sub(unwritten, Ordering::Relaxed);
+            let held: usize = state.tail.iter().map(|b| b.bytes().len()).sum();
+            self.ring_bytes.fetch_sub(held, Ordering::Relaxed);
+            state.tail.clear();
+            drop(state);
+            lock(&self.arrivals).retain(|(other, _)| other != id);
+            lock(&self.doomed).extend(partition.folder.parent().map(PathBuf::from));
+            partition.appended.notify_waiters();
+        }
+    }
+
+    /// Forgets the oldest written batches of the tails until the ring is within its budget.
+    pub(super) fn evict(&self) {
+        let mut arrivals = lock(&self.arrivals);
+        while self.ring_bytes.load(Ordering::Relaxed) > self.config.ring_bytes / 2 {
+            let Some((id, size)) = arrivals.front().copied() else { break };
+            if let Ok(partition) = self.partition(id) {
+                let mut state = partition.state_mut();
+                let written = state.written_offset;
+                if state.tail.front().is_some_and(|batch| batch.header().next_offset() > written) {
+                    break;
+                }
+                state.tail.pop_front();
+                self.ring_bytes.fetch_sub(size, Ordering::Relaxed);
+            }
+            arrivals.pop_front();
+        }
+    }
+
+    /// Bytes of commit log between the checkpoint and the end.
+    pub(super) fn commit_log_used(&self) -> u64 {
+        self.published().lsn.saturating_sub(self.checkpoint_lsn.load(Ordering::Acquire))
+    }
+
+    pub(super) fn wake_writer(&self, urgent: bool) {
+        let mut writer = lock(&self.writer);
+        writer.urgent |= urgent;
+        drop(writer);
+        self.writer_work.notify_one();
+    }
+}
+
+pub(super) fn unwritten_of(state: &super::partition::State) -> usize {
+    let written = state.written_offset;
+    state.tail.iter().rev().take_while(|b| b.header().next_offset() > written).map(|b| b.bytes().len()).sum()
+}

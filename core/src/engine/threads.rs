@@ -1,0 +1,182 @@
+//! The two threads of a log, and the stepper that does their work by hand.
+
+use std::{
+    sync::{Arc, PoisonError, atomic::Ordering},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use super::{
+    commit::{Committer, Turn},
+    shared::{Shared, lock},
+    write_behind::SegmentWriter,
+};
+use crate::Result;
+
+/// A note that proves the last group is written when nothing came for this long.
+const IDLE_NOTE: Duration = Duration::from_millis(100);
+/// Small amounts of records go into segments when they are this old.
+const WRITE_BEHIND: Duration = Duration::from_secs(1);
+
+/// Committer and segment writer, moved step by step by whoever holds it.
+pub struct Stepper {
+    shared: Arc<Shared>,
+    committer: Committer,
+    writer: SegmentWriter,
+}
+
+impl Stepper {
+    pub(super) fn new(committer: Committer, writer: SegmentWriter) -> Self {
+        Self { shared: Arc::clone(&committer.shared), committer, writer }
+    }
+
+    /// Commits one group of what is queued.
+    ///
+    /// # Errors
+    /// The log has failed for good.
+    pub fn commit(&mut self) -> Result<Turn> {
+        self.committer.turn()
+    }
+
+    /// Writes the note that proves the last group.
+    ///
+    /// # Errors
+    /// The log has failed for good.
+    pub fn note(&mut self) -> Result<()> {
+        self.committer.note(false)
+    }
+
+    /// Does what the segment writer does when it is woken.
+    ///
+    /// # Errors
+    /// The log has failed for good.
+    pub fn write_behind(&mut self, all: bool) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        failing(&shared, writer_pass(&mut self.writer, all))
+    }
+
+    /// Makes a checkpoint.
+    ///
+    /// # Errors
+    /// The log has failed for good.
+    pub fn checkpoint(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        failing(&shared, self.writer.checkpoint())
+    }
+
+    /// Ends the log in order.
+    ///
+    /// # Errors
+    /// The log has failed for good.
+    pub fn close(&mut self) -> Result<()> {
+        self.shared.queue.close();
+        while self.committer.turn()? != Turn::Idle {
+            self.write_behind(true)?;
+        }
+        self.committer.note(true)?;
+        self.writer.finish()
+    }
+}
+
+fn failing<T>(shared: &Shared, result: Result<T>) -> Result<T> {
+    if let Err(error) = &result {
+        shared.fail(error);
+    }
+    result
+}
+
+fn writer_pass(writer: &mut SegmentWriter, all: bool) -> Result<()> {
+    writer.prepare_slot()?;
+    writer.write_behind(all)?;
+    if writer.checkpoint_due() {
+        writer.checkpoint()?;
+    }
+    Ok(())
+}
+
+pub(super) struct Threads {
+    shared: Arc<Shared>,
+    committer: JoinHandle<Result<()>>,
+    writer: JoinHandle<Result<()>>,
+}
+
+impl Threads {
+    pub(super) fn start(stepper: Stepper) -> Result<Self> {
+        let Stepper { shared, mut committer, mut writer } = stepper;
+        let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let committer = named("tm-committer").spawn(move || run_committer(&mut committer))?;
+        let segment_writer = {
+            let shared = Arc::clone(&shared);
+            named("tm-segments").spawn(move || failing(&shared, run_writer(&mut writer)))?
+        };
+        Ok(Self { shared, committer, writer: segment_writer })
+    }
+
+    /// Waits for both threads; the queue is closed already.
+    pub(super) fn join(self) -> Result<()> {
+        // A panic in either is a defect that leaves the log's state unknown: it ends the process.
+        let join = |handle: JoinHandle<Result<()>>| handle.join().unwrap_or_else(|_| std::process::abort());
+        let committed = join(self.committer);
+        lock(&self.shared.writer).closing = true;
+        self.shared.writer_work.notify_all();
+        let written = join(self.writer);
+        committed.and(written)
+    }
+}
+
+/// Aborts the process when a thread of the log unwinds: nobody could tell what it left undone.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+fn run_committer(committer: &mut Committer) -> Result<()> {
+    let _guard = AbortOnPanic;
+    loop {
+        let shared = Arc::clone(&committer.shared);
+        let idle = (!committer.noted).then_some(IDLE_NOTE);
+        let ended = shared.queue.wait(idle);
+        match committer.turn()? {
+            Turn::Idle if ended => return committer.note(true),
+            Turn::Idle => committer.note(false)?,
+            Turn::Committed(_) => {}
+            Turn::Blocked => {
+                shared.wake_writer(true);
+                let writer = lock(&shared.writer);
+                let waited = shared.room.wait_timeout(writer, Duration::from_millis(20));
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+    }
+}
+
+fn run_writer(writer: &mut SegmentWriter) -> Result<()> {
+    let _guard = AbortOnPanic;
+    let shared = Arc::clone(&writer.shared);
+    writer.prepare_slot()?;
+    loop {
+        let mut state = lock(&shared.writer);
+        if !state.urgent && !state.closing {
+            if state.dirty.is_empty() {
+                state = shared.writer_work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            } else {
+                let waited = shared.writer_work.wait_timeout(state, WRITE_BEHIND);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        let urgent = std::mem::take(&mut state.urgent);
+        let closing = state.closing;
+        drop(state);
+        shared.check_alive()?;
+        if closing {
+            return writer.finish();
+        }
+        let pressed = shared.unwritten_bytes.load(Ordering::Relaxed) > shared.config.ring_bytes / 4;
+        writer_pass(writer, !urgent || !pressed)?;
+    }
+}

@@ -1,0 +1,12 @@
+//! The log of Tidemill: records, batches and topics, the engine that makes them durable, and the [`log::Log`] seam
+//! through which connectors, jobs and SQL use it.
+
+pub mod batch;
+pub mod clock;
+pub mod engine;
+pub mod error;
+pub mod record;
+pub mod storage;
+pub mod topic;
+
+pub use error::{Error, ErrorKind, Result};
