@@ -399,14 +399,16 @@ impl Engine {
                 appended.as_mut().enable();
                 failed.as_mut().enable();
                 self.shared.check_alive()?;
-                let state = partition.state();
-                if state.deleted {
+                let (deleted, durable_offset) = {
+                    let state = partition.state();
+                    (state.deleted, state.durable_offset)
+                };
+                if deleted {
                     return Err(Error::not_found(format!("{} was deleted", partition.name)));
                 }
-                if state.durable_offset > offset {
+                if durable_offset > offset {
                     return Ok(());
                 }
-                drop(state);
                 tokio::select! { () = appended => {}, () = failed => {} }
             }
         };

@@ -1,0 +1,326 @@
+//! The seam over the engine in this process.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{
+    Action, AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, Writer,
+};
+use crate::{
+    Error, Result,
+    batch::{Batch, BatchBuilder},
+    engine::{Engine, Fence},
+    record::Record,
+    topic::{INTERNAL_PREFIX, PartitionId, TopicInfo, TopicPartition, TopicSpec},
+};
+
+/// Bytes of records a transaction gathers before they are staged.
+const STAGE_BYTES: usize = 1 << 20;
+
+/// The log in this process.
+#[derive(Clone)]
+pub struct Embedded {
+    engine: Arc<Engine>,
+    gate: Arc<dyn Gate>,
+}
+
+impl Embedded {
+    /// The seam over an open engine; everybody may do everything.
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self::with_gate(engine, Arc::new(AllowAll))
+    }
+
+    /// The seam over an open engine, behind a gate.
+    pub fn with_gate(engine: Arc<Engine>, gate: Arc<dyn Gate>) -> Self {
+        Self { engine, gate }
+    }
+
+    /// The engine, for what speaks batches.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+}
+
+#[async_trait]
+impl Log for Embedded {
+    async fn session(&self, caller: Caller) -> Result<Arc<dyn Session>> {
+        Ok(Arc::new(EmbeddedSession { engine: Arc::clone(&self.engine), gate: Arc::clone(&self.gate), caller }))
+    }
+}
+
+#[derive(Clone)]
+struct EmbeddedSession {
+    engine: Arc<Engine>,
+    gate: Arc<dyn Gate>,
+    caller: Caller,
+}
+
+impl EmbeddedSession {
+    fn may(&self, action: Action, resource: &str) -> Result<()> {
+        self.gate.authorize(&self.caller, action, resource)
+    }
+
+    fn partition(&self, of: &TopicPartition) -> Result<PartitionId> {
+        let info = self.engine.topic(&of.topic)?;
+        let id = info.partitions.get(of.partition as usize).copied();
+        id.ok_or_else(|| Error::not_found(format!("{of} does not exist: the topic has {}", info.partitions.len())))
+    }
+
+    fn too_large(&self, size: usize) -> Result<()> {
+        let limit = self.engine.config().request_limit() / 2;
+        if size <= limit {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("record of {size} bytes exceeds {limit}")))
+    }
+
+    fn read(&self, id: PartitionId, offset: i64, options: &FetchOptions) -> Result<Chunk> {
+        let end = options.end.unwrap_or(i64::MAX);
+        let (batches, next_offset) = self.engine.read(id, offset, options.max_bytes, end)?;
+        let mut chunk = Chunk { records: Vec::new(), next_offset };
+        for batch in &batches {
+            take_records(batch, offset, end, &mut chunk)?;
+        }
+        Ok(chunk)
+    }
+}
+
+/// A batch may begin before the offset asked for, and end after the bound.
+fn take_records(batch: &Batch, offset: i64, end: i64, chunk: &mut Chunk) -> Result<()> {
+    for record in batch.records() {
+        let record = record?;
+        if (offset..end).contains(&record.offset) {
+            chunk.records.push(record.to_owned_in(batch.bytes())?);
+        }
+    }
+    Ok(())
+}
+
+fn shown(info: TopicInfo) -> Topic {
+    Topic { partitions: info.partitions.len() as u32, name: info.name, id: info.id }
+}
+
+#[async_trait]
+impl Session for EmbeddedSession {
+    fn log_id(&self) -> String {
+        self.engine.log_id()
+    }
+
+    async fn topics(&self) -> Result<Vec<Topic>> {
+        let users = self.engine.topics().into_iter().filter(|info| !info.name.starts_with(INTERNAL_PREFIX));
+        Ok(users.filter(|info| self.may(Action::Describe, &info.name).is_ok()).map(shown).collect())
+    }
+
+    async fn topic(&self, name: &str) -> Result<Option<Topic>> {
+        self.may(Action::Describe, name)?;
+        Ok(self.engine.topic(name).ok().map(shown))
+    }
+
+    async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<Topic> {
+        self.may(Action::Alter, name)?;
+        self.engine.create_topic(name, spec).await.map(shown)
+    }
+
+    async fn delete_topic(&self, name: &str) -> Result<()> {
+        self.may(Action::Alter, name)?;
+        self.engine.delete_topic(name).await
+    }
+
+    async fn append(&self, to: &TopicPartition, records: Vec<Record>) -> Result<Appended> {
+        self.may(Action::Write, &to.topic)?;
+        if to.topic.starts_with(INTERNAL_PREFIX) {
+            return Err(Error::new(crate::ErrorKind::Denied, format!("{} is internal", to.topic)));
+        }
+        let id = self.partition(to)?;
+        let now = self.engine.clock().now();
+        let (mut first, mut last) = (None, 0);
+        let mut records = records.into_iter().peekable();
+        while records.peek().is_some() {
+            let mut builder = BatchBuilder::default();
+            while let Some(record) =
+                records.next_if(|r| builder.is_empty() || builder.size_bytes() + r.size_bytes() < STAGE_BYTES)
+            {
+                self.too_large(record.size_bytes())?;
+                builder.push(&record, now)?;
+            }
+            let batch = builder.finish();
+            self.gate.charge(&self.caller, Action::Write, batch.len())?;
+            let span = i64::from(crate::batch::BatchHeader::decode(&batch)?.last_offset_delta);
+            let outcome = self.engine.append(vec![(id, batch)], None).await?;
+            let base = *outcome.base_offsets.first().ok_or_else(|| Error::internal("append without an offset"))?;
+            first.get_or_insert(base);
+            last = base + span;
+        }
+        let first_offset = first.ok_or_else(|| Error::invalid("an append needs a record"))?;
+        Ok(Appended { first_offset, last_offset: last })
+    }
+
+    async fn fetch(&self, from: &TopicPartition, offset: i64, options: &FetchOptions) -> Result<Chunk> {
+        self.may(Action::Read, &from.topic)?;
+        let id = self.partition(from)?;
+        let bounds = self.engine.cut(&[id])?;
+        if bounds.first().is_some_and(|b| b.durable_offset == offset) && !options.max_wait.is_zero() {
+            self.engine.wait_for(id, offset, options.max_wait).await?;
+        }
+        // Records no longer in memory are read from disk: that must not hold up the runtime.
+        let (this, options) = (self.clone(), *options);
+        let read = tokio::task::spawn_blocking(move || this.read(id, offset, &options));
+        let chunk = read.await.map_err(|e| Error::internal("fetch").with_source(e))??;
+        self.gate.charge(
+            &self.caller,
+            Action::Read,
+            chunk.records.iter().map(|r| r.value.as_ref().map_or(0, Bytes::len)).sum(),
+        )?;
+        Ok(chunk)
+    }
+
+    async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
+        partitions.iter().try_for_each(|p| self.may(Action::Describe, &p.topic))?;
+        let ids: Vec<_> = partitions.iter().map(|p| self.partition(p)).collect::<Result<_>>()?;
+        self.engine.cut(&ids)
+    }
+
+    async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>> {
+        self.may(Action::Write, owner)?;
+        let fence = self.engine.open_writer(owner).await?;
+        let positions = self.engine.positions(owner);
+        Ok(Box::new(EmbeddedWriter { session: self.clone(), fence, positions, open: None }))
+    }
+
+    async fn positions(&self, owner: &str) -> Result<BTreeMap<String, String>> {
+        self.may(Action::Read, owner)?;
+        Ok(self.engine.positions(owner))
+    }
+
+    async fn table(&self, table: Table) -> Result<BTreeMap<String, Entry>> {
+        self.may(Action::Read, &table.topic())?;
+        Ok(self.engine.table(table))
+    }
+
+    async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<()> {
+        self.may(Action::Write, &table.topic())?;
+        self.engine.put(table, key, value, expected).await
+    }
+}
+
+struct EmbeddedWriter {
+    session: EmbeddedSession,
+    fence: Fence,
+    positions: BTreeMap<String, String>,
+    open: Option<Transaction>,
+}
+
+/// A transaction's records that are not staged yet, and its new positions.
+struct Transaction {
+    number: u64,
+    staged: usize,
+    batches: BTreeMap<PartitionId, BatchBuilder>,
+    size_bytes: usize,
+    positions: BTreeMap<String, Option<String>>,
+}
+
+impl Transaction {
+    fn take_batches(&mut self) -> Vec<(PartitionId, Bytes)> {
+        self.size_bytes = 0;
+        std::mem::take(&mut self.batches).into_iter().map(|(id, builder)| (id, builder.finish())).collect()
+    }
+}
+
+impl EmbeddedWriter {
+    fn transaction(&mut self) -> &mut Transaction {
+        let engine = &self.session.engine;
+        self.open.get_or_insert_with(|| Transaction {
+            number: engine.begin_transaction(),
+            staged: 0,
+            batches: BTreeMap::new(),
+            size_bytes: 0,
+            positions: BTreeMap::new(),
+        })
+    }
+
+    async fn stage(&mut self) -> Result<()> {
+        let transaction = self.transaction();
+        let number = transaction.number;
+        let batches = transaction.take_batches();
+        transaction.staged += 1;
+        self.session.engine.stage(number, batches).await
+    }
+
+    /// The positions of the open transaction as one batch of their topic.
+    fn position_batch(&self, positions: &BTreeMap<String, Option<String>>) -> Result<Option<(PartitionId, Bytes)>> {
+        if positions.is_empty() {
+            return Ok(None);
+        }
+        let mut builder = BatchBuilder::default();
+        for (name, value) in positions {
+            let key = Engine::position_key(&self.fence.owner, name);
+            let record = Record::new(key, value.clone().map(Bytes::from));
+            self.session.too_large(record.size_bytes())?;
+            builder.push(&record, self.session.engine.clock().now())?;
+        }
+        Ok(Some((Table::Positions.partition(), builder.finish())))
+    }
+}
+
+#[async_trait]
+impl Writer for EmbeddedWriter {
+    fn positions(&self) -> &BTreeMap<String, String> {
+        &self.positions
+    }
+
+    async fn append(&mut self, to: &TopicPartition, records: Vec<Record>) -> Result<()> {
+        self.session.may(Action::Write, &to.topic)?;
+        let id = self.session.partition(to)?;
+        let now = self.session.engine.clock().now();
+        let stage_bytes = STAGE_BYTES.min(self.session.engine.config().request_limit() / 2);
+        for record in records {
+            let size = record.size_bytes();
+            self.session.too_large(size)?;
+            if self.transaction().size_bytes > 0 && self.transaction().size_bytes + size > stage_bytes {
+                self.stage().await?;
+            }
+            let transaction = self.transaction();
+            transaction.batches.entry(id).or_default().push(&record, now)?;
+            transaction.size_bytes += size + 32;
+        }
+        Ok(())
+    }
+
+    fn set_position(&mut self, name: &str, value: Option<String>) {
+        self.transaction().positions.insert(name.to_owned(), value);
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        let Some(mut transaction) = self.open.take() else { return Ok(()) };
+        let mut batches = transaction.take_batches();
+        batches.extend(self.position_batch(&transaction.positions)?);
+        let bytes = batches.iter().map(|(_, batch)| batch.len()).sum();
+        self.session.gate.charge(&self.session.caller, Action::Write, bytes)?;
+        let fence = Some(self.fence.clone());
+        self.session.engine.commit(transaction.number, transaction.staged, batches, fence).await?;
+        for (name, value) in transaction.positions {
+            match value {
+                Some(value) => self.positions.insert(name, value),
+                None => self.positions.remove(&name),
+            };
+        }
+        Ok(())
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        if let Some(transaction) = self.open.take() {
+            self.session.engine.abort(transaction.number);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for EmbeddedWriter {
+    fn drop(&mut self) {
+        if let Some(transaction) = self.open.take() {
+            self.session.engine.abort(transaction.number);
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The seam between the log and all that uses it: connectors, jobs and SQL are written against [`Log`], which speaks
+//! records, and run unchanged over the embedded engine ([`Embedded`]) or an existing cluster.
+//!
+//! What holds for every implementation, because the weakest one can give no more:
+//! - offsets increase but are not dense: nobody counts or finds the end by subtraction, [`Chunk::next_offset`] tells
+//!   where to go on;
+//! - a read bounded by `end` is over when `next_offset >= end`;
+//! - a [`Writer`] is fenced: opening an owner refuses what an older writer of that owner still tries to commit;
+//! - positions are keyed records written in the owner's transaction, read after the fence;
+//! - every call belongs to a [`Caller`] and passes the [`Gate`].
+
+mod embedded;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+pub use crate::engine::{Bounds, Entry, Table};
+pub use embedded::Embedded;
+
+use crate::{
+    Result,
+    record::{FetchedRecord, Record},
+    topic::{TopicPartition, TopicSpec},
+};
+
+/// On whose behalf a call is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Who it is.
+    pub principal: String,
+    /// The program, connector or job, for messages and metrics.
+    pub client_id: String,
+    /// Whose quota it is charged to.
+    pub tenant: String,
+}
+
+impl Caller {
+    /// A part of this process itself, named by `client_id`.
+    pub fn internal(client_id: impl Into<String>) -> Self {
+        Self { principal: "internal".into(), client_id: client_id.into(), tenant: "default".into() }
+    }
+}
+
+/// What a call wants to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// See that a topic exists.
+    Describe,
+    /// Create, change or delete a topic.
+    Alter,
+    /// Read records or metadata.
+    Read,
+    /// Append records or metadata.
+    Write,
+}
+
+/// Decides what a caller may do, and counts what it does. Every call of every session passes both.
+pub trait Gate: Send + Sync {
+    /// Whether `caller` may do `action` to the topic or owner named `resource`.
+    ///
+    /// # Errors
+    /// `Denied` with the missing right.
+    fn authorize(&self, caller: &Caller, action: Action, resource: &str) -> Result<()>;
+
+    /// Counts `bytes` of records moved for `caller`.
+    ///
+    /// # Errors
+    /// `Unavailable` where a quota is used up.
+    fn charge(&self, caller: &Caller, action: Action, bytes: usize) -> Result<()>;
+}
+
+/// The gate that lets everybody do everything.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AllowAll;
+
+impl Gate for AllowAll {
+    fn authorize(&self, _: &Caller, _: Action, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn charge(&self, _: &Caller, _: Action, _: usize) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A topic as the seam shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topic {
+    /// Its name.
+    pub name: String,
+    /// Its identity: a topic deleted and made again has another.
+    pub id: String,
+    /// Number of partitions.
+    pub partitions: u32,
+}
+
+/// Where an append went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// Offset of the first record.
+    pub first_offset: i64,
+    /// Offset of the last record.
+    pub last_offset: i64,
+}
+
+/// Bounds of one fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FetchOptions {
+    /// About how many bytes of records at most; at least one record comes where there is one.
+    pub max_bytes: usize,
+    /// How long to wait where there is none.
+    pub max_wait: Duration,
+    /// Records at this offset and beyond are left out.
+    pub end: Option<i64>,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        Self { max_bytes: 1 << 20, max_wait: Duration::ZERO, end: None }
+    }
+}
+
+/// Records of one partition, and where the next fetch begins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Chunk {
+    /// Records in offset order. May be empty though `next_offset` advanced.
+    pub records: Vec<FetchedRecord>,
+    /// The offset to go on from.
+    pub next_offset: i64,
+}
+
+/// A log, on this machine or another.
+#[async_trait]
+pub trait Log: Send + Sync {
+    /// Opens a session; all further calls are the caller's.
+    ///
+    /// # Errors
+    /// `Denied`, `Unavailable`.
+    async fn session(&self, caller: Caller) -> Result<Arc<dyn Session>>;
+}
+
+/// What a caller may do with a log.
+#[async_trait]
+pub trait Session: Send + Sync {
+    /// The log's identity; a target remembers which log feeds it.
+    fn log_id(&self) -> String;
+
+    /// All topics that users made, by name.
+    async fn topics(&self) -> Result<Vec<Topic>>;
+
+    /// One topic, or `None`.
+    async fn topic(&self, name: &str) -> Result<Option<Topic>>;
+
+    /// Makes a topic.
+    ///
+    /// # Errors
+    /// `Conflict` where it exists, `Invalid` for its name.
+    async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<Topic>;
+
+    /// Deletes a topic and its records.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn delete_topic(&self, name: &str) -> Result<()>;
+
+    /// Appends records in order; they are durable and visible when this returns.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` (too large), `Corrupt` (read-only partition), `Closed`.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves it open how many of the records were appended.
+    async fn append(&self, to: &TopicPartition, records: Vec<Record>) -> Result<Appended>;
+
+    /// Reads records from `offset` on.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for an offset out of range; `Corrupt` where records are lost: nothing is skipped silently.
+    async fn fetch(&self, from: &TopicPartition, offset: i64, options: &FetchOptions) -> Result<Chunk>;
+
+    /// Bounds of partitions. On the embedded log they are one consistent cut over all of them.
+    async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>>;
+
+    /// Opens the owner's writer and fences an older one.
+    async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>>;
+
+    /// The positions an owner has committed, by name; without fencing.
+    async fn positions(&self, owner: &str) -> Result<BTreeMap<String, String>>;
+
+    /// The newest record of each key of an internal table.
+    async fn table(&self, table: Table) -> Result<BTreeMap<String, Entry>>;
+
+    /// Replaces a metadata record whose version is `expected` (`None`: absent); a `None` value deletes it.
+    ///
+    /// # Errors
+    /// `Conflict` where the version is another.
+    async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<()>;
+}
+
+/// A fenced writer: transactions of records and positions, one at a time. What is appended is seen by nobody before
+/// [`Writer::commit`] returns, and then all of it at once.
+#[async_trait]
+pub trait Writer: Send {
+    /// The positions committed last, by name.
+    fn positions(&self) -> &BTreeMap<String, String>;
+
+    /// Adds records to the open transaction; the first call opens it.
+    ///
+    /// # Errors
+    /// `Invalid` where the transaction grows beyond its limit; `Conflict` once fenced.
+    async fn append(&mut self, to: &TopicPartition, records: Vec<Record>) -> Result<()>;
+
+    /// Sets a position in the open transaction; `None` deletes it.
+    fn set_position(&mut self, name: &str, value: Option<String>);
+
+    /// Makes the transaction durable and visible.
+    ///
+    /// # Errors
+    /// `Conflict` where a newer writer of this owner was opened: nothing of it is visible, ever.
+    async fn commit(&mut self) -> Result<()>;
+
+    /// Drops the open transaction.
+    async fn abort(&mut self) -> Result<()>;
+}
