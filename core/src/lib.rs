@@ -8,6 +8,7 @@ pub mod error;
 pub mod log;
 pub mod record;
 pub mod storage;
+pub mod suggest;
 pub mod topic;
 
 pub use error::{Error, ErrorKind, Result};

@@ -9,6 +9,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, params};
 
 use super::value::sqlite_error;
+use tidemill_core::suggest::nearest;
+
 use crate::change::{Column, TableSchema};
 use crate::{Error, Result};
 
@@ -328,10 +330,10 @@ pub fn match_tables(patterns: &[String], tables: &[TableSchema]) -> Result<Vec<T
 }
 
 fn no_match(pattern: &str, tables: &[TableSchema]) -> String {
-    let wanted = pattern.to_lowercase();
-    match tables.iter().min_by_key(|table| distance(&wanted, &table.name.to_lowercase())) {
-        Some(nearest) => format!("no table matches {pattern:?}; the nearest is {:?}", nearest.name),
-        None => format!("no table matches {pattern:?}: the source has no tables"),
+    match nearest(pattern, tables.iter().map(|table| table.name.as_str())) {
+        Some(name) => format!("no table matches {pattern:?}; the nearest is {name:?}"),
+        None if tables.is_empty() => format!("no table matches {pattern:?}: the source has no tables"),
+        None => format!("no table matches {pattern:?}"),
     }
 }
 
@@ -346,22 +348,6 @@ fn glob(pattern: &str, name: &str) -> bool {
         rest = &rest[at + part.len()..];
     }
     rest.ends_with(last)
-}
-
-/// Levenshtein distance, for names of a few dozen characters.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut line: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut corner = line[0];
-        line[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let swap = corner + usize::from(x != *y);
-            corner = line[j + 1];
-            line[j + 1] = swap.min(corner + 1).min(line[j] + 1);
-        }
-    }
-    line[b.len()]
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ mod prune;
 pub mod sink;
 mod sink_table;
 pub mod snapshot;
+pub mod source;
 pub mod stop;
 pub mod triggers;
 pub mod value;

@@ -48,4 +48,16 @@ impl Position {
     pub fn copied(&self) -> bool {
         self.tables.iter().all(|table| table.copy == CopyState::Done)
     }
+
+    /// Names of the tables whose copy has begun but not ended.
+    pub fn unfinished(&self) -> Vec<String> {
+        let begun = self.tables.iter().filter(|table| matches!(table.copy, CopyState::After(_)));
+        begun.map(|table| table.schema.name.clone()).collect()
+    }
+
+    /// Names of the tables whose copy has not begun.
+    pub fn not_started(&self) -> Vec<String> {
+        let waiting = self.tables.iter().filter(|table| table.copy == CopyState::NotStarted);
+        waiting.map(|table| table.schema.name.clone()).collect()
+    }
 }

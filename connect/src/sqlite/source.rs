@@ -1,0 +1,352 @@
+//! SQLite behind the worker's traits: a follower, a reader of snapshots, a sink. All of them block, so every call runs
+//! on a blocking thread.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use serde_json::{Map, Value as Json};
+use tokio::task::spawn_blocking;
+
+use super::{Capture, Position, Pruned, Snapshot, SqliteSink, capture::DEFAULT_BUDGET, catalog::open_source};
+use crate::{
+    Error, Result,
+    change::{Change, Op, Row, TableSchema},
+    connector::{Polled, Sink, Source, TopicChanges},
+};
+
+const MAX_ROWS: usize = 2_000;
+/// How long an idle source is left alone: a change is seen within this and the poll's own time.
+const IDLE_PAUSE: Duration = Duration::from_millis(20);
+const PRUNE_INTERVAL: Duration = Duration::from_secs(10);
+const PRUNE_AGAIN: Duration = Duration::from_millis(100);
+/// Name of the part of the position that changes with every poll; the others are `table/<number>`.
+const HEAD: &str = "capture";
+
+/// Runs `work` on a blocking thread, lending it the value in `slot`.
+async fn blocking<T: Send + 'static, R: Send + 'static>(
+    slot: &mut Option<T>,
+    work: impl FnOnce(&mut T) -> Result<R> + Send + 'static,
+) -> Result<R> {
+    // A caller that dropped the future of an earlier call has lost the value with it.
+    let mut value = slot.take().ok_or_else(|| Error::closed("the connection was given up"))?;
+    let joined = spawn_blocking(move || {
+        let result = work(&mut value);
+        (value, result)
+    });
+    let (value, result) = joined.await.map_err(|e| Error::internal("a connector panicked").with_source(e))?;
+    *slot = Some(value);
+    result
+}
+
+/// Follows a file with triggers.
+pub struct Follower {
+    capture: Option<Capture>,
+    tables: Vec<TableSchema>,
+    /// The position as stored or about to be, by part.
+    parts: BTreeMap<String, String>,
+    latest: Position,
+    /// Readers do not hold up writers: no pause is needed while there is more.
+    wal: bool,
+    next_prune: Instant,
+    /// Ends when everything that was there at the start has been read.
+    once: bool,
+}
+
+impl Follower {
+    /// Opens a source at the stored parts of a position; installs the capture where there are none.
+    ///
+    /// # Errors
+    /// `Conflict` where the source is not what the position says, with the way out.
+    pub async fn open(
+        path: PathBuf,
+        tables: Vec<TableSchema>,
+        stored: BTreeMap<String, String>,
+        recopy: Vec<String>,
+        once: bool,
+    ) -> Result<Self> {
+        let position = join_position(&stored)?;
+        let opened = spawn_blocking(move || -> Result<_> {
+            let wal = is_wal(&path)?;
+            Ok((Capture::open(&path, tables, position, &recopy)?, wal))
+        });
+        let (capture, wal) = opened.await.map_err(|e| Error::internal("open a source").with_source(e))??;
+        let latest = capture.position().clone();
+        let tables = capture.tables().cloned().collect();
+        let next_prune = Instant::now() + PRUNE_INTERVAL;
+        Ok(Self { capture: Some(capture), tables, parts: stored, latest, wal, next_prune, once })
+    }
+
+    /// Puts tables back to "not copied".
+    ///
+    /// # Errors
+    /// As a recopy.
+    pub async fn restart_copy(&mut self, names: Vec<String>) -> Result<()> {
+        let position = blocking(&mut self.capture, move |capture| {
+            for name in &names {
+                capture.reset_table(name)?;
+            }
+            Ok(capture.position().clone())
+        });
+        self.latest = position.await?;
+        Ok(())
+    }
+
+    /// Names of the tables whose copy has not ended.
+    pub fn unfinished(&self) -> Vec<String> {
+        self.latest.unfinished()
+    }
+
+    /// Names of the tables whose copy has not begun.
+    pub fn not_started(&self) -> Vec<String> {
+        self.latest.not_started()
+    }
+
+    /// Notes the parts that differ from those stored.
+    fn changed_parts(&mut self) -> Result<Vec<(String, String)>> {
+        let parts = split_position(&self.latest)?;
+        let changed = parts.into_iter().filter(|(name, value)| self.parts.get(name) != Some(value));
+        let changed: Vec<_> = changed.collect();
+        self.parts.extend(changed.iter().cloned());
+        Ok(changed)
+    }
+}
+
+fn is_wal(path: &Path) -> Result<bool> {
+    let mode: rusqlite::Result<String> = open_source(path)?.query_row("PRAGMA journal_mode", [], |row| row.get(0));
+    Ok(mode.is_ok_and(|mode| mode.eq_ignore_ascii_case("wal")))
+}
+
+/// A position's parts: its tables, which rarely change, apart from what every poll moves.
+fn split_position(position: &Position) -> Result<BTreeMap<String, String>> {
+    let encode = |e| Error::internal("encode a position").with_source(e);
+    let Json::Object(mut head) = serde_json::to_value(position).map_err(encode)? else {
+        return Err(Error::internal("a position is an object"));
+    };
+    let tables = head.remove("tables").and_then(|tables| tables.as_array().cloned()).unwrap_or_default();
+    head.insert("tables".into(), tables.len().into());
+    let numbered = tables.iter().enumerate().map(|(i, table)| (format!("table/{i}"), table.to_string()));
+    Ok(numbered.chain([(HEAD.to_owned(), Json::Object(head).to_string())]).collect())
+}
+
+fn join_position(parts: &BTreeMap<String, String>) -> Result<Option<Position>> {
+    let Some(head) = parts.get(HEAD) else { return Ok(None) };
+    let bad = |e| Error::corrupt("the stored position of the source is malformed").with_source(e);
+    let mut head: Map<String, Json> = serde_json::from_str(head).map_err(bad)?;
+    let count = head.get("tables").and_then(Json::as_u64).unwrap_or(0);
+    let tables = (0..count).map(|i| {
+        let part = parts.get(&format!("table/{i}")).map_or("", String::as_str);
+        serde_json::from_str::<Json>(part).map_err(bad)
+    });
+    head.insert("tables".into(), tables.collect::<Result<Vec<_>>>()?.into());
+    serde_json::from_value(Json::Object(head)).map(Some).map_err(bad)
+}
+
+#[async_trait]
+impl Source for Follower {
+    fn tables(&self) -> Vec<TableSchema> {
+        self.tables.clone()
+    }
+
+    fn position(&self) -> Vec<(String, String)> {
+        split_position(&self.latest).map(|parts| parts.into_iter().collect()).unwrap_or_default()
+    }
+
+    fn rereads(&self) -> bool {
+        false
+    }
+
+    async fn poll(&mut self) -> Result<Polled> {
+        let started = Instant::now();
+        let read = blocking(&mut self.capture, |capture| Ok(capture.read(DEFAULT_BUDGET, MAX_ROWS)?)).await?;
+        let busy = started.elapsed();
+        self.latest = read.position;
+        let pause = match (read.more, self.wal) {
+            (true, true) => Duration::ZERO,
+            (true, false) => busy * 2,
+            (false, _) => IDLE_PAUSE.max(busy * 2),
+        };
+        let position = self.changed_parts()?;
+        let ended = self.once && !read.more;
+        Ok(Polled {
+            changes: read.changes,
+            position,
+            finished_tables: read.finished_tables,
+            pause,
+            more: read.more,
+            ended,
+        })
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        let position = self.latest.clone();
+        let prune = Instant::now() >= self.next_prune;
+        let pruned = blocking(&mut self.capture, move |capture| {
+            capture.confirm(&position)?;
+            let pruned = if prune { Some(capture.prune()?) } else { None };
+            Ok((pruned, capture.position().clone()))
+        });
+        let (pruned, position) = pruned.await?;
+        self.latest = position;
+        if let Some(pruned) = pruned {
+            let more = matches!(pruned, Pruned::Rows { more: true, .. } | Pruned::NotDurable | Pruned::Busy);
+            self.next_prune = Instant::now() + if more { PRUNE_AGAIN } else { PRUNE_INTERVAL };
+        }
+        Ok(())
+    }
+}
+
+/// Reads all tables and ends; installs nothing. Where another program writes meanwhile, it reads again, the last time
+/// inside one read transaction.
+pub struct Reader {
+    snapshot: Option<Snapshot>,
+    tables: Vec<TableSchema>,
+    table: usize,
+    after: Option<Row>,
+    pass: u32,
+    version: i64,
+    wal: bool,
+}
+
+const LAST_PASS: u32 = 3;
+
+impl Reader {
+    /// Opens a file for reading its tables.
+    ///
+    /// # Errors
+    /// `Unsupported` for a table without a key.
+    pub async fn open(path: PathBuf, tables: Vec<TableSchema>) -> Result<Self> {
+        let listed = tables.clone();
+        let opened = spawn_blocking(move || -> Result<_> {
+            let wal = is_wal(&path)?;
+            let mut snapshot = Snapshot::open(&path, listed)?;
+            if wal {
+                // Readers of a WAL file hold nobody up: one transaction sees one state.
+                snapshot.begin_held()?;
+            }
+            let version = snapshot.data_version()?;
+            Ok((snapshot, version, wal))
+        });
+        let (snapshot, version, wal) = opened.await.map_err(|e| Error::internal("open a source").with_source(e))??;
+        Ok(Self { snapshot: Some(snapshot), tables, table: 0, after: None, pass: 1, version, wal })
+    }
+
+    /// Whether all has been read at one state of the file; else begins again.
+    async fn end_of_pass(&mut self) -> Result<bool> {
+        let held = self.wal || self.pass == LAST_PASS;
+        let last = self.pass + 1 == LAST_PASS;
+        let version = blocking(&mut self.snapshot, move |snapshot| {
+            if held {
+                snapshot.end_held()?;
+                return Ok(None);
+            }
+            let version = snapshot.data_version()?;
+            if last {
+                snapshot.begin_held()?;
+            }
+            Ok(Some(version))
+        });
+        match version.await? {
+            Some(version) if version != self.version => {
+                (self.version, self.pass, self.table, self.after) = (version, self.pass + 1, 0, None);
+                Ok(false)
+            }
+            _ => Ok(true),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for Reader {
+    fn tables(&self) -> Vec<TableSchema> {
+        self.tables.clone()
+    }
+
+    fn position(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn rereads(&self) -> bool {
+        true
+    }
+
+    async fn poll(&mut self) -> Result<Polled> {
+        if self.table == self.tables.len() {
+            let ended = self.end_of_pass().await?;
+            return Ok(Polled { ended, more: !ended, ..Polled::default() });
+        }
+        let (table, after) = (self.table, self.after.take());
+        let started = Instant::now();
+        let rows =
+            blocking(&mut self.snapshot, move |snapshot| snapshot.next_chunk(table, after.as_ref(), DEFAULT_BUDGET))
+                .await?;
+        let free = self.wal || self.pass == LAST_PASS;
+        let pause = if free { Duration::ZERO } else { started.elapsed() * 2 };
+        let mut finished_tables = Vec::new();
+        let schema = &self.tables[table];
+        match rows.last() {
+            Some(last) => self.after = Some(schema.key_of(last)),
+            None => {
+                finished_tables.push(table);
+                self.table += 1;
+            }
+        }
+        let change = |row: Row| Change {
+            table,
+            op: Op::Read,
+            key: schema.key_of(&row),
+            before: None,
+            after: Some(row),
+            sequence: 0,
+        };
+        let changes = rows.into_iter().map(change).collect();
+        Ok(Polled { changes, finished_tables, pause, more: true, ..Polled::default() })
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A SQLite file as a target.
+pub struct Target {
+    sink: Option<SqliteSink>,
+}
+
+impl Target {
+    /// Opens the target of a sync, making the file if there is none.
+    ///
+    /// # Errors
+    /// `Conflict` where the file belongs to another log.
+    pub async fn open(path: PathBuf, sync: String, log_id: String) -> Result<Self> {
+        let opened = spawn_blocking(move || SqliteSink::open(&path, &sync, &log_id));
+        let sink = opened.await.map_err(|e| Error::internal("open a target").with_source(e))??;
+        Ok(Self { sink: Some(sink) })
+    }
+}
+
+#[async_trait]
+impl Sink for Target {
+    async fn positions(&mut self) -> Result<BTreeMap<String, i64>> {
+        blocking(&mut self.sink, |sink| sink.positions()).await
+    }
+
+    async fn check(&mut self, topic: &str, schema: &TableSchema) -> Result<()> {
+        let (topic, schema) = (topic.to_owned(), schema.clone());
+        blocking(&mut self.sink, move |sink| sink.check_target(&topic, &schema)).await
+    }
+
+    async fn put(&mut self, mut changes: Vec<TopicChanges>, next_offsets: Vec<(String, i64)>) -> Result<()> {
+        blocking(&mut self.sink, move |sink| {
+            let rows: Vec<_> = changes.iter_mut().map(|c| std::mem::take(&mut c.changes)).collect();
+            let named = changes.iter().zip(rows);
+            let changes: Vec<_> = named.map(|(c, rows)| (c.topic.as_str(), &c.schema, c.schema_id, rows)).collect();
+            let offsets: Vec<_> = next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)).collect();
+            sink.apply(&changes, &offsets)
+        })
+        .await
+    }
+}

@@ -1,0 +1,187 @@
+//! The source's half of a sync: polls, converts, writes changes and position in one transaction of the log.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tidemill_core::{
+    clock::Clock,
+    log::{Session, Writer},
+    record::{Header, Record},
+    topic::TopicPartition,
+};
+use tokio::sync::{Notify, watch};
+
+use super::{
+    reconcile::{Reconciler, Schemas},
+    run::{Observer, retry_pause},
+};
+use crate::{
+    ErrorKind, Result,
+    change::Op,
+    connector::{Polled, Source},
+    converter::{SCHEMA_HEADER, TopicSchema},
+};
+
+/// An idle source is given this often the chance to tidy up.
+const TIDY_INTERVAL: Duration = Duration::from_secs(1);
+/// While a copy runs, polls are gathered into transactions of this many changes.
+const GATHER_CHANGES: usize = 5_000;
+
+/// Position part that says a table's copy is compared with what its topic holds.
+pub(super) fn reconcile_part(table: &str) -> String {
+    format!("reconcile/{table}")
+}
+
+pub(super) struct Feed {
+    pub(super) source: Box<dyn Source>,
+    pub(super) writer: Box<dyn Writer>,
+    pub(super) session: Arc<dyn Session>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) schemas: Schemas,
+    /// The present schema of each table.
+    pub(super) tables: Vec<TopicSchema>,
+    pub(super) reconcilers: Vec<Option<Reconciler>>,
+    pub(super) observer: Arc<dyn Observer>,
+    /// Tells the other half that there is something to apply.
+    pub(super) fed: Arc<Notify>,
+    /// Whether the open transaction holds anything.
+    pub(super) staged: bool,
+}
+
+impl Feed {
+    /// Runs until the source ends or `stop` turns true.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<()> {
+        let mut tidied = Instant::now();
+        let mut failures = 0;
+        while !*stop.borrow() {
+            let polled = match self.gather().await {
+                Ok(done) => done,
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    failures += 1;
+                    self.observer.waiting(&error);
+                    pause(&mut stop, retry_pause(failures)).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            failures = 0;
+            let committed = std::mem::take(&mut self.staged);
+            if committed {
+                self.writer.commit().await?;
+                self.fed.notify_one();
+            }
+            if committed || tidied.elapsed() >= TIDY_INTERVAL {
+                self.tidy().await?;
+                tidied = Instant::now();
+            }
+            if polled.ended {
+                return Ok(());
+            }
+            pause(&mut stop, polled.pause).await;
+        }
+        Ok(())
+    }
+
+    /// A busy source is told later.
+    async fn tidy(&mut self) -> Result<()> {
+        match self.source.commit().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                self.observer.waiting(&error);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Polls once, or, where that costs the source nothing, until a good transaction is gathered. What was gathered
+    /// before a failure stays in the open transaction and is committed with what comes after it.
+    async fn gather(&mut self) -> Result<Polled> {
+        let mut count = 0;
+        loop {
+            let mut polled = self.source.poll().await?;
+            count += polled.changes.len();
+            self.staged |= self.stage(&mut polled).await?;
+            let gather_on = polled.more && polled.pause.is_zero() && !polled.ended && count < GATHER_CHANGES;
+            if !gather_on {
+                return Ok(polled);
+            }
+        }
+    }
+
+    /// Puts one poll's changes into the open transaction.
+    async fn stage(&mut self, polled: &mut Polled) -> Result<bool> {
+        let now = self.clock.now();
+        let mut records: Vec<Record> = Vec::new();
+        let mut wrote = !polled.position.is_empty();
+        let changes = std::mem::take(&mut polled.changes);
+        let mut at: Option<usize> = None;
+        for change in changes {
+            let table = change.table;
+            if at.is_some_and(|current| current != table) {
+                self.flush(at, &mut records).await?;
+            }
+            at = Some(table);
+            let schema = &self.tables[table];
+            let admitted = self.reconcilers[table].as_mut().is_none_or(|known| known.admit(schema, &change));
+            if change.op == Op::Read {
+                self.observer.copied(table, 1);
+            }
+            if admitted {
+                schema.encode(&change, now, &mut records);
+                wrote = true;
+            }
+        }
+        self.flush(at, &mut records).await?;
+        for table in std::mem::take(&mut polled.finished_tables) {
+            wrote |= self.finish_table(table).await?;
+        }
+        for (name, value) in std::mem::take(&mut polled.position) {
+            self.writer.set_position(&name, Some(value));
+        }
+        Ok(wrote)
+    }
+
+    async fn flush(&mut self, table: Option<usize>, records: &mut Vec<Record>) -> Result<()> {
+        let Some(table) = table.filter(|_| !records.is_empty()) else { return Ok(()) };
+        let to = TopicPartition::new(&self.tables[table].topic, 0);
+        self.writer.append(&to, std::mem::take(records)).await
+    }
+
+    /// Deletes from the topic what the copy did not show.
+    async fn finish_table(&mut self, table: usize) -> Result<bool> {
+        self.observer.finished(table);
+        let schema = &self.tables[table];
+        let Some(reconciler) = &mut self.reconcilers[table] else { return Ok(false) };
+        let gone = reconciler.finish(&*self.session, &self.schemas, schema).await?;
+        let now = self.clock.now();
+        let mut records = Vec::new();
+        for row in gone {
+            match &row.change {
+                Some(change) => schema.encode(change, now, &mut records),
+                // The target's table was made anew: only the topic still has the row.
+                None => {
+                    let headers = vec![Header::text(SCHEMA_HEADER, schema.id.to_string())];
+                    records.push(Record { key: Some(row.key), value: None, headers, timestamp: Some(now) });
+                }
+            }
+        }
+        let wrote = !records.is_empty();
+        let part = reconcile_part(&schema.table.name);
+        self.flush(Some(table), &mut records).await?;
+        if !self.source.rereads() {
+            self.writer.set_position(&part, None);
+            self.reconcilers[table] = None;
+            return Ok(true);
+        }
+        Ok(wrote)
+    }
+}
+
+/// Sleeps, or less if `stop` turns true.
+pub(super) async fn pause(stop: &mut watch::Receiver<bool>, time: Duration) {
+    if !time.is_zero() {
+        let _ = tokio::time::timeout(time, stop.wait_for(|stop| *stop)).await;
+    }
+}

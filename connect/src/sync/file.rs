@@ -1,0 +1,146 @@
+//! Sync files: `[sync.NAME]` with `from`, `to` and `tables`.
+
+use std::path::{Path, PathBuf};
+
+use tidemill_core::{suggest::nearest, topic};
+
+use crate::{Error, Result};
+
+const KEYS: [&str; 3] = ["from", "to", "tables"];
+const ENDPOINT_KEYS: [&str; 1] = ["url"];
+
+/// A database that a sync reads or writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A SQLite file.
+    Sqlite(PathBuf),
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self::Sqlite(path) = self;
+        write!(f, "sqlite:{}", path.display())
+    }
+}
+
+/// One sync of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncSpec {
+    /// Its name; the schema's name in SQL.
+    pub name: String,
+    /// Where rows come from.
+    pub from: Endpoint,
+    /// Where rows go.
+    pub to: Endpoint,
+    /// Patterns of table names.
+    pub tables: Vec<String>,
+    /// The file it came from, as the user named it.
+    pub file: PathBuf,
+}
+
+/// Reads all syncs of a file. Paths in it are relative to its folder.
+///
+/// # Errors
+/// `Invalid` names the file and the key; a misspelt key is told with the nearest right one.
+pub fn load(path: &Path) -> Result<Vec<SyncSpec>> {
+    let named = |message: String| Error::invalid(format!("{}: {message}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| named(e.to_string()))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| named(e.to_string().trim_end().to_owned()))?;
+    parse(path, &table).map_err(|e| named(e.message().to_owned()))
+}
+
+fn parse(path: &Path, table: &toml::Table) -> Result<Vec<SyncSpec>> {
+    known_keys("", table, &["sync"])?;
+    let syncs = table.get("sync").and_then(toml::Value::as_table);
+    let syncs = syncs.filter(|syncs| !syncs.is_empty()).ok_or_else(|| Error::invalid("no [sync.NAME] in it"))?;
+    syncs.iter().map(|(name, value)| parse_sync(path, name, value)).collect()
+}
+
+fn parse_sync(path: &Path, name: &str, value: &toml::Value) -> Result<SyncSpec> {
+    topic::validate_name(name).map_err(|_| Error::invalid(format!("sync name {name:?} may hold A-Z a-z 0-9 . _ -")))?;
+    if name.starts_with(topic::INTERNAL_PREFIX) || name.contains('.') || name == "public" {
+        return Err(Error::invalid(format!("sync name {name:?} is not allowed: no dots, not public")));
+    }
+    let table = value.as_table().ok_or_else(|| Error::invalid(format!("sync.{name} is not a table")))?;
+    known_keys(&format!("sync.{name}."), table, &KEYS)?;
+    let get = |key: &str| table.get(key).ok_or_else(|| Error::invalid(format!("sync.{name}.{key} is missing")));
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let endpoint = |key: &str| parse_endpoint(&format!("sync.{name}.{key}"), get(key)?, folder);
+    let patterns =
+        get("tables")?.as_array().ok_or_else(|| Error::invalid(format!("sync.{name}.tables is not a list")))?;
+    let pattern = |value: &toml::Value| match value.as_str() {
+        Some(text) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err(Error::invalid(format!("sync.{name}.tables holds {value}, not the name of a table"))),
+    };
+    let tables: Vec<_> = patterns.iter().map(pattern).collect::<Result<_>>()?;
+    if tables.is_empty() {
+        return Err(Error::invalid(format!("sync.{name}.tables is empty; [\"*\"] names all tables")));
+    }
+    Ok(SyncSpec { name: name.to_owned(), from: endpoint("from")?, to: endpoint("to")?, tables, file: path.to_owned() })
+}
+
+fn parse_endpoint(key: &str, value: &toml::Value, folder: &Path) -> Result<Endpoint> {
+    let url = match value {
+        toml::Value::String(url) => url.as_str(),
+        toml::Value::Table(table) => {
+            known_keys(&format!("{key}."), table, &ENDPOINT_KEYS)?;
+            let url = table.get("url").and_then(toml::Value::as_str);
+            url.ok_or_else(|| Error::invalid(format!("{key}.url is missing")))?
+        }
+        other => return Err(Error::invalid(format!("{key} is {other}, not a URL"))),
+    };
+    match url.split_once(':') {
+        Some(("sqlite", file)) if !file.is_empty() => Ok(Endpoint::Sqlite(folder.join(file.trim_start_matches("//")))),
+        Some(("sqlite", _)) => Err(Error::invalid(format!("{key}: {url:?} names no file"))),
+        Some((scheme, _)) => {
+            Err(Error::invalid(format!("{key}: {scheme:?} is not a known kind of database; sqlite: is")))
+        }
+        None => Err(Error::invalid(format!("{key}: {url:?} is not a URL; sqlite:FILE is one"))),
+    }
+}
+
+fn known_keys(prefix: &str, table: &toml::Table, known: &[&str]) -> Result<()> {
+    let Some(unknown) = table.keys().find(|key| !known.contains(&key.as_str())) else { return Ok(()) };
+    let hint = match nearest(unknown, known.iter().copied()) {
+        Some(name) => format!("did you mean {prefix}{name}?"),
+        None => format!("known are {}", known.join(", ")),
+    };
+    Err(Error::invalid(format!("unknown key {prefix}{unknown}; {hint}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Vec<SyncSpec>> {
+        parse(Path::new("dir/shop.toml"), &text.parse().expect("toml"))
+    }
+
+    #[test]
+    fn four_lines_are_enough() {
+        let specs =
+            parsed("[sync.shop]\nfrom = 'sqlite:a.db'\nto = { url = 'sqlite:/x/b.db' }\ntables = ['*']").expect("good");
+        assert_eq!(specs[0].from, Endpoint::Sqlite("dir/a.db".into()));
+        assert_eq!(specs[0].to, Endpoint::Sqlite("/x/b.db".into()));
+    }
+
+    #[test]
+    fn faults_are_named() {
+        let sync = |lines: &str| format!("[sync.shop]\nfrom='sqlite:a'\nto='sqlite:b'\ntables=['*']\n{lines}");
+        for (text, expected) in [
+            (String::new(), "no [sync.NAME]"),
+            ("[snyc.shop]".into(), "did you mean sync?"),
+            (sync("tabels = 1"), "unknown key sync.shop.tabels; did you mean sync.shop.tables?"),
+            (sync("password = 1"), "known are from, to, tables"),
+            ("[sync.shop]\nto='sqlite:b'\ntables=['*']".into(), "sync.shop.from is missing"),
+            ("[sync.shop]\nfrom='sqlite:'\nto='sqlite:b'\ntables=['*']".into(), "names no file"),
+            ("[sync.shop]\nfrom='oracle:x'\nto='sqlite:b'\ntables=['*']".into(), "\"oracle\" is not a known kind"),
+            ("[sync.shop]\nfrom='sqlite:a'\nto='sqlite:b'\ntables=[]".into(), "tables is empty"),
+            ("[sync.shop]\nfrom='sqlite:a'\nto='sqlite:b'\ntables=[1]".into(), "not the name of a table"),
+            ("[sync.'a.b']\nfrom='sqlite:a'\nto='sqlite:b'\ntables=['*']".into(), "not allowed"),
+        ] {
+            let error = parsed(&text).expect_err(&text).to_string();
+            assert!(error.contains(expected), "{error} does not say {expected}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Syncs: a small file says from, to and tables; everything else is derived.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`file`] | reads the file, names what is wrong with it |
+//! | [`run`] | runs a sync: source into topics, topics into target |
+//! | `reconcile` | keeps a copy that is made again from writing what the log already has |
+//! | [`check`], [`verify`], [`remove`] | the other things one does with a sync |
+
+mod apply;
+pub mod check;
+mod feed;
+pub mod file;
+mod reconcile;
+pub mod remove;
+pub mod run;
+pub mod verify;
+
+use tidemill_core::topic;
+
+/// The topic of a table of a sync.
+pub fn topic_of(sync: &str, table: &str) -> String {
+    format!("{sync}.{}", topic::escape(table))
+}
+
+/// The owner under which a sync's source writes.
+pub fn owner_of(sync: &str) -> String {
+    format!("sync/{sync}/source")
+}

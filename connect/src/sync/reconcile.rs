@@ -1,0 +1,179 @@
+//! What a topic already says, by key: so that a copy made again writes only what differs, and deletes what is gone.
+//!
+//! Keys and rows are held as hashes: 128 bits of a key, 64 of a row, so that a million rows take some 40 MB.
+
+use std::{
+    collections::{HashMap, hash_map::DefaultHasher},
+    hash::Hasher,
+};
+
+use bytes::Bytes;
+use tidemill_core::{
+    log::{FetchOptions, Session},
+    record::FetchedRecord,
+    topic::TopicPartition,
+};
+
+use crate::{
+    Result,
+    change::{Change, Op, Value},
+    converter::{SCHEMA_HEADER, TopicSchema},
+};
+
+type KeyHash = [u64; 2];
+
+struct Known {
+    row: u64,
+    /// The pass in which the source last showed the row.
+    pass: u32,
+}
+
+/// The rows of one topic.
+pub(super) struct Reconciler {
+    rows: HashMap<KeyHash, Known>,
+    pass: u32,
+}
+
+/// A row that the topic has and the source has no more: its newest record.
+pub(super) struct Gone {
+    pub(super) key: Bytes,
+    /// The row, where it was written with the present schema.
+    pub(super) change: Option<Change>,
+}
+
+impl Reconciler {
+    /// Reads a topic from its start to its present end.
+    pub(super) async fn load(session: &dyn Session, schemas: &Schemas, topic: &str) -> Result<Self> {
+        let mut this = Self { rows: HashMap::new(), pass: 1 };
+        scan(session, topic, |record| {
+            let Some(key) = &record.key else { return Ok(()) };
+            let hash = hash_key(key);
+            match schemas.decode(&record)? {
+                Some((schema, change)) if change.op != Op::Delete => {
+                    let row = hash_row(schema.id, change.after.as_deref().unwrap_or_default());
+                    this.rows.insert(hash, Known { row, pass: 0 });
+                }
+                _ => drop(this.rows.remove(&hash)),
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(this)
+    }
+
+    /// Whether a change must be written: a row read again that the topic has as it is need not.
+    pub(super) fn admit(&mut self, schema: &TopicSchema, change: &Change) -> bool {
+        let key = hash_key(schema.encode_key(&change.key).as_bytes());
+        let Some(after) = &change.after else {
+            self.rows.remove(&key);
+            return true;
+        };
+        let row = hash_row(schema.id, after);
+        let before = self.rows.insert(key, Known { row, pass: self.pass });
+        change.op != Op::Read || before.is_none_or(|known| known.row != row)
+    }
+
+    /// Ends a pass over the table: the rows that the source did not show.
+    pub(super) async fn finish(
+        &mut self,
+        session: &dyn Session,
+        schemas: &Schemas,
+        schema: &TopicSchema,
+    ) -> Result<Vec<Gone>> {
+        let unseen: Vec<KeyHash> =
+            self.rows.iter().filter(|(_, known)| known.pass != self.pass).map(|(key, _)| *key).collect();
+        self.pass += 1;
+        if unseen.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut gone: HashMap<KeyHash, Option<Gone>> = unseen.iter().map(|key| (*key, None)).collect();
+        scan(session, &schema.topic, |record| {
+            let Some(key) = &record.key else { return Ok(()) };
+            let Some(slot) = gone.get_mut(&hash_key(key)) else { return Ok(()) };
+            if let Some((of, change)) = schemas.decode(&record)?
+                && let Some(after) = change.after
+            {
+                let delete =
+                    Change { table: 0, op: Op::Delete, key: change.key, before: Some(after), after: None, sequence: 0 };
+                *slot = Some(Gone { key: key.clone(), change: (of.id == schema.id).then_some(delete) });
+            }
+            Ok(())
+        })
+        .await?;
+        unseen.iter().for_each(|key| drop(self.rows.remove(key)));
+        Ok(gone.into_values().flatten().collect())
+    }
+}
+
+/// All schemas of the log, by id.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Schemas {
+    pub(super) by_id: HashMap<u64, TopicSchema>,
+}
+
+impl Schemas {
+    /// The change a record holds and the schema it was written with; `None` for a tombstone.
+    pub(super) fn decode(&self, record: &FetchedRecord) -> Result<Option<(&TopicSchema, Change)>> {
+        if record.value.is_none() {
+            return Ok(None);
+        }
+        let schema = self.of(record)?;
+        Ok(schema.decode_record(record)?.map(|change| (schema, change)))
+    }
+
+    /// The schema a record was written with.
+    pub(super) fn of(&self, record: &FetchedRecord) -> Result<&TopicSchema> {
+        let id = record.header(SCHEMA_HEADER).and_then(|id| std::str::from_utf8(id).ok()?.parse::<u64>().ok());
+        let schema = id.and_then(|id| self.by_id.get(&id));
+        schema.ok_or_else(|| {
+            crate::Error::corrupt(format!("record at offset {} names schema {id:?}, which is unknown", record.offset))
+        })
+    }
+}
+
+async fn scan(
+    session: &dyn Session,
+    topic: &str,
+    mut each: impl FnMut(FetchedRecord) -> Result<()> + Send,
+) -> Result<()> {
+    let partition = TopicPartition::new(topic, 0);
+    let bounds = session.bounds(std::slice::from_ref(&partition)).await?;
+    let Some(bounds) = bounds.first() else { return Ok(()) };
+    let options = FetchOptions { max_bytes: 4 << 20, end: Some(bounds.durable_offset), ..FetchOptions::default() };
+    let mut offset = bounds.log_start_offset;
+    while offset < bounds.durable_offset {
+        let chunk = session.fetch(&partition, offset, &options).await?;
+        chunk.records.into_iter().try_for_each(&mut each)?;
+        offset = chunk.next_offset;
+    }
+    Ok(())
+}
+
+fn hash_key(key: &[u8]) -> KeyHash {
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u8(salt);
+        hasher.write(key);
+        hasher.finish()
+    };
+    [half(1), half(2)]
+}
+
+fn hash_row(schema_id: u64, row: &[Value]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write_u64(schema_id);
+    for value in row {
+        let (tag, bytes): (u8, &[u8]) = match value {
+            Value::Null => (0, &[]),
+            Value::Integer(i) => (1, &i.to_le_bytes()),
+            Value::Real(r) => (2, &r.to_bits().to_le_bytes()),
+            Value::Text(text) => (3, text.as_bytes()),
+            Value::InvalidText(bytes) => (4, bytes),
+            Value::Blob(bytes) => (5, bytes),
+        };
+        hasher.write_u8(tag);
+        hasher.write_usize(bytes.len());
+        hasher.write(bytes);
+    }
+    hasher.finish()
+}

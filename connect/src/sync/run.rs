@@ -1,0 +1,338 @@
+//! Runs a sync: checks both sides, opens them at their positions, and lets the two halves go.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tidemill_core::{
+    clock::Clock,
+    log::{Session, Table, Writer},
+    topic::{TopicPartition, TopicSpec},
+};
+use tokio::sync::{Notify, watch};
+
+use super::{
+    apply::{Apply, Route},
+    feed::{Feed, reconcile_part},
+    file::{Endpoint, SyncSpec},
+    owner_of,
+    reconcile::{Reconciler, Schemas},
+    topic_of,
+};
+use crate::{
+    Error, ErrorKind, Result,
+    change::TableSchema,
+    connector::{Sink, Source},
+    converter::{Kind, TopicSchema},
+    sqlite::{
+        self, Level,
+        source::{Follower, Reader, Target},
+    },
+};
+
+/// How a sync is run.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// Copy, and end.
+    pub once: bool,
+    /// Tables to copy anew, with their present columns.
+    pub recopy: Vec<String>,
+}
+
+/// Is told how a sync gets on. Calls are frequent and must be cheap.
+pub trait Observer: Send + Sync {
+    /// The sync begins; these are its tables and how many rows each has about now.
+    fn started(&self, sync: &str, tables: &[(String, u64)]);
+    /// Rows of a table were read by its copy.
+    fn copied(&self, table: usize, rows: u64);
+    /// A table's copy is complete in the log.
+    fn finished(&self, table: usize);
+    /// Records were applied to the target.
+    fn applied(&self, records: u64);
+    /// The target has all that the log has.
+    fn caught_up(&self);
+    /// Something outside is not there; it is tried again.
+    fn waiting(&self, error: &Error);
+}
+
+/// The pause after the n-th failure in a row: 100 ms, doubled up to 5 s.
+pub(super) fn retry_pause(failures: u32) -> Duration {
+    Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5))
+}
+
+/// Runs one sync until it ends (`once`), `stop` turns true, or it must stop.
+///
+/// # Errors
+/// `Unavailable` where source or target are not there at the start; `Conflict` where a person must decide, with the
+/// command to type; `Corrupt` and `Closed` of the log.
+pub async fn run(
+    session: Arc<dyn Session>,
+    clock: Arc<dyn Clock>,
+    spec: &SyncSpec,
+    options: &RunOptions,
+    observer: Arc<dyn Observer>,
+    stop: watch::Receiver<bool>,
+) -> Result<()> {
+    let run = async {
+        let sync = Runner { session, clock, spec, options, observer };
+        sync.run(stop).await
+    };
+    run.await.map_err(|error| with_file(error, &spec.file).context(format!("sync {}", spec.name)))
+}
+
+/// Messages of a connector leave the sync file's name open.
+fn with_file(error: Error, file: &Path) -> Error {
+    let text = error.to_string();
+    match text.contains("sync run FILE") {
+        true => Error::new(error.kind(), text.replace("sync run FILE", &format!("sync run {}", file.display()))),
+        false => error,
+    }
+}
+
+struct Runner<'a> {
+    session: Arc<dyn Session>,
+    clock: Arc<dyn Clock>,
+    spec: &'a SyncSpec,
+    options: &'a RunOptions,
+    observer: Arc<dyn Observer>,
+}
+
+impl Runner<'_> {
+    async fn run(self, stop: watch::Receiver<bool>) -> Result<()> {
+        let (Endpoint::Sqlite(from), Endpoint::Sqlite(to)) = (&self.spec.from, &self.spec.to);
+        let tables = source_tables(self.spec)?;
+        let same = sqlite::preflight::check_target_is_not_source(from, to);
+        if !same.ok {
+            return Err(Error::conflict(same.message));
+        }
+        // The fence comes before anything is read or made: an older worker of this sync can do no more harm.
+        let writer = self.session.writer(&owner_of(&self.spec.name)).await?;
+        let stored = writer.positions().clone();
+        if stored.is_empty() {
+            refuse_unfit(from, &tables)?;
+        }
+        let mut target = Target::open(to.clone(), self.spec.name.clone(), self.session.log_id()).await?;
+        for table in &tables {
+            target.check(&topic_of(&self.spec.name, &table.name), table).await?;
+        }
+        let copies_only = self.options.once && stored.is_empty();
+        let recopy = self.recopied(&tables)?;
+        let (source, begins): (Box<dyn Source>, Vec<String>) = if copies_only {
+            self.refuse_changed_columns(&tables).await?;
+            (Box::new(Reader::open(from.clone(), tables).await?), Vec::new())
+        } else {
+            let parts = capture_parts(&stored);
+            let mut follower = Follower::open(from.clone(), tables, parts, recopy, self.options.once).await?;
+            let again: Vec<_> =
+                follower.unfinished().into_iter().filter(|t| stored.contains_key(&reconcile_part(t))).collect();
+            follower.restart_copy(again).await?;
+            let begins = follower.not_started();
+            (Box::new(follower), begins)
+        };
+        self.drive(source, writer, target, &begins, stop).await
+    }
+
+    /// Names of the tables to copy anew, as the source spells them.
+    fn recopied(&self, tables: &[TableSchema]) -> Result<Vec<String>> {
+        let find = |name: &String| {
+            let found = tables.iter().find(|table| table.name.eq_ignore_ascii_case(name));
+            found.map_or_else(|| name.clone(), |table| table.name.clone())
+        };
+        Ok(self.options.recopy.iter().map(find).collect())
+    }
+
+    async fn drive(
+        &self,
+        source: Box<dyn Source>,
+        mut writer: Box<dyn Writer>,
+        target: Target,
+        begins: &[String],
+        stop: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let tables = self.topics(&source.tables()).await?;
+        let schemas = self.schemas().await?;
+        self.observer.started(&self.spec.name, &row_counts(&self.spec.from, &tables));
+        let mut reconcilers = Vec::new();
+        for schema in &tables {
+            reconcilers.push(self.reconciler(&*source, schema, &schemas, begins, &mut *writer).await?);
+        }
+        for (name, value) in source.position() {
+            writer.set_position(&name, Some(value));
+        }
+        writer.commit().await?;
+        let mut source = source;
+        source.commit().await?;
+        let fed = Arc::new(Notify::new());
+        let source_ended = Arc::new(AtomicBool::new(false));
+        let routes = tables.iter().map(|schema| Route { schema: schema.clone(), next_offset: 0 }).collect();
+        let mut apply = Apply {
+            session: Arc::clone(&self.session),
+            sink: Box::new(target),
+            schemas: schemas.clone(),
+            routes,
+            observer: Arc::clone(&self.observer),
+            fed: Arc::clone(&fed),
+            source_ended: Arc::clone(&source_ended),
+        };
+        apply.prepare().await?;
+        let feed = Feed {
+            source,
+            writer,
+            session: Arc::clone(&self.session),
+            clock: Arc::clone(&self.clock),
+            schemas,
+            tables,
+            reconcilers,
+            observer: Arc::clone(&self.observer),
+            fed: Arc::clone(&fed),
+            staged: false,
+        };
+        let feed_stop = stop.clone();
+        let feeding = async {
+            feed.run(feed_stop).await?;
+            source_ended.store(true, Ordering::Release);
+            fed.notify_one();
+            Ok(())
+        };
+        // Either half failing ends both: what is under way in the other is dropped, and done again at the next start.
+        tokio::try_join!(feeding, apply.run(stop)).map(drop)
+    }
+
+    /// Makes the topics that are missing, and finds or makes the schema of each table.
+    async fn topics(&self, tables: &[TableSchema]) -> Result<Vec<TopicSchema>> {
+        let mut found = Vec::new();
+        for table in tables {
+            let topic = topic_of(&self.spec.name, &table.name);
+            if self.session.topic(&topic).await?.is_none() {
+                self.session.create_topic(&topic, &TopicSpec::default()).await?;
+            }
+            found.push(self.schema(topic, table).await?);
+        }
+        Ok(found)
+    }
+
+    async fn schema(&self, topic: String, table: &TableSchema) -> Result<TopicSchema> {
+        let recopy = self.options.recopy.iter().any(|name| name.eq_ignore_ascii_case(&table.name));
+        loop {
+            let all = self.session.table(Table::Schemas).await?;
+            let mut known = Vec::new();
+            for entry in all.values() {
+                known.push(TopicSchema::decode(entry.value.as_bytes())?);
+            }
+            let present = known.iter().filter(|schema| schema.topic == topic).max_by_key(|schema| schema.id);
+            if let Some(present) = present
+                && present.table == *table
+                && !recopy
+            {
+                return Ok(present.clone());
+            }
+            let id = known.iter().map(|schema| schema.id).max().unwrap_or(0) + 1;
+            let kinds = table.columns.iter().map(|column| Kind::of_sqlite(&column.declared_type)).collect();
+            let (sync, connector) = (self.spec.name.clone(), "sqlite".to_owned());
+            let schema = TopicSchema { id, topic: topic.clone(), connector, sync, table: table.clone(), kinds };
+            let value =
+                serde_json::to_string(&schema).map_err(|e| Error::internal("encode a schema").with_source(e))?;
+            match self.session.put(Table::Schemas, &TopicSchema::record_key(id), Some(value), None).await {
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                other => return other.map(|()| schema),
+            }
+        }
+    }
+
+    async fn schemas(&self) -> Result<Schemas> {
+        let mut schemas = Schemas::default();
+        for entry in self.session.table(Table::Schemas).await?.values() {
+            let schema = TopicSchema::decode(entry.value.as_bytes())?;
+            schemas.by_id.insert(schema.id, schema);
+        }
+        Ok(schemas)
+    }
+
+    /// A copy that begins while its topic already holds rows writes only what differs.
+    async fn reconciler(
+        &self,
+        source: &dyn Source,
+        schema: &TopicSchema,
+        schemas: &Schemas,
+        begins: &[String],
+        writer: &mut dyn Writer,
+    ) -> Result<Option<Reconciler>> {
+        let partition = TopicPartition::new(&schema.topic, 0);
+        let bounds = self.session.bounds(&[partition]).await?;
+        let holds = bounds.first().is_some_and(|b| b.durable_offset > b.log_start_offset);
+        let begins = begins.contains(&schema.table.name) && holds;
+        if !source.rereads() && !begins {
+            return Ok(None);
+        }
+        if begins {
+            writer.set_position(&reconcile_part(&schema.table.name), Some("1".into()));
+        }
+        Reconciler::load(&*self.session, schemas, &schema.topic).await.map(Some)
+    }
+
+    /// A copy without a capture has no position that would notice new columns: the topic's schema does.
+    async fn refuse_changed_columns(&self, tables: &[TableSchema]) -> Result<()> {
+        let schemas = self.schemas().await?;
+        for table in tables {
+            let topic = topic_of(&self.spec.name, &table.name);
+            let present = schemas.by_id.values().filter(|s| s.topic == topic).max_by_key(|s| s.id);
+            let recopy = self.options.recopy.iter().any(|name| name.eq_ignore_ascii_case(&table.name));
+            if present.is_some_and(|present| present.table != *table) && !recopy {
+                return Err(Error::conflict(format!(
+                    "the columns of table {0} changed since it was copied; to copy the table anew: \
+                     tidemill sync run FILE --recopy {0}",
+                    table.name
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The parts of a stored position that are the source's own.
+fn capture_parts(stored: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    stored
+        .iter()
+        .filter(|(name, _)| !name.starts_with(&reconcile_part("")))
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect()
+}
+
+/// The tables that a sync's patterns name now.
+///
+/// # Errors
+/// `Unavailable` where the source is not there, `NotFound` for a pattern that matches nothing.
+pub(super) fn source_tables(spec: &SyncSpec) -> Result<Vec<TableSchema>> {
+    let Endpoint::Sqlite(path) = &spec.from;
+    if !path.exists() {
+        return Err(Error::unavailable(format!("source {} does not exist", path.display())));
+    }
+    let conn = sqlite::open_source(path)?;
+    sqlite::match_tables(&spec.tables, &sqlite::list_tables(&conn)?)
+}
+
+/// Refuses what `sync check` would refuse, before anything is made.
+fn refuse_unfit(path: &Path, tables: &[TableSchema]) -> Result<()> {
+    let conn = sqlite::open_source(path)?;
+    let refused = sqlite::preflight(&conn, tables).into_iter().find(|finding| finding.level == Level::Refuse);
+    let Some(finding) = refused else { return Ok(()) };
+    let cure = finding.cure.map(|cure| format!("; {cure}")).unwrap_or_default();
+    Err(Error::conflict(format!("{}: {}{cure}", finding.subject, finding.message)))
+}
+
+/// About how many rows each table has; for progress only.
+fn row_counts(from: &Endpoint, tables: &[TopicSchema]) -> Vec<(String, u64)> {
+    let Endpoint::Sqlite(path) = from;
+    let conn = sqlite::open_source(path).ok();
+    let count = |name: &str| -> Option<u64> {
+        let sql = format!("SELECT count(*) FROM {}", sqlite::value::identifier(name));
+        conn.as_ref()?.query_row(&sql, [], |row| row.get::<_, i64>(0)).ok().map(i64::unsigned_abs)
+    };
+    tables.iter().map(|schema| (schema.table.name.clone(), count(&schema.table.name).unwrap_or(0))).collect()
+}
