@@ -50,6 +50,13 @@ pub fn preflight(conn: &Connection, tables: &[TableSchema]) -> Vec<Finding> {
         findings
             .push(examine(conn).unwrap_or_else(|error| Finding::new("file", Level::Refuse, error.to_string(), None)));
     }
+    findings.extend(preflight_tables(conn, tables));
+    findings
+}
+
+/// Examines tables alone: all that a copy needs which installs nothing.
+pub fn preflight_tables(conn: &Connection, tables: &[TableSchema]) -> Vec<Finding> {
+    let mut findings = Vec::new();
     for table in tables {
         match examine_table(conn, table) {
             Ok(found) if found.is_empty() => {

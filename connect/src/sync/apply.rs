@@ -122,7 +122,7 @@ impl Apply {
     }
 
     /// Takes records of one topic up to `end` into the batch, while it has room.
-    async fn take(&self, number: usize, from: &TopicPartition, end: i64, batch: &mut Batch) -> Result<()> {
+    async fn take(&mut self, number: usize, from: &TopicPartition, end: i64, batch: &mut Batch) -> Result<()> {
         let route = &self.routes[number];
         let mut next = route.next_offset;
         while next < end && batch.bytes < APPLY_BYTES {

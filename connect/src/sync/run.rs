@@ -115,7 +115,7 @@ impl Runner<'_> {
         let writer = self.session.writer(&owner_of(&self.spec.name)).await?;
         let stored = writer.positions().clone();
         if stored.is_empty() {
-            refuse_unfit(from, &tables)?;
+            refuse_unfit(from, &tables, self.options.once)?;
         }
         let mut target = Target::open(to.clone(), self.spec.name.clone(), self.session.log_id()).await?;
         for table in &tables {
@@ -158,9 +158,10 @@ impl Runner<'_> {
         let tables = self.topics(&source.tables()).await?;
         let schemas = self.schemas().await?;
         self.observer.started(&self.spec.name, &row_counts(&self.spec.from, &tables));
+        let rereads = source.rereads();
         let mut reconcilers = Vec::new();
         for schema in &tables {
-            reconcilers.push(self.reconciler(&*source, schema, &schemas, begins, &mut *writer).await?);
+            reconcilers.push(self.reconciler(rereads, schema, &schemas, begins, &mut *writer).await?);
         }
         for (name, value) in source.position() {
             writer.set_position(&name, Some(value));
@@ -257,7 +258,7 @@ impl Runner<'_> {
     /// A copy that begins while its topic already holds rows writes only what differs.
     async fn reconciler(
         &self,
-        source: &dyn Source,
+        rereads: bool,
         schema: &TopicSchema,
         schemas: &Schemas,
         begins: &[String],
@@ -267,7 +268,7 @@ impl Runner<'_> {
         let bounds = self.session.bounds(&[partition]).await?;
         let holds = bounds.first().is_some_and(|b| b.durable_offset > b.log_start_offset);
         let begins = begins.contains(&schema.table.name) && holds;
-        if !source.rereads() && !begins {
+        if !rereads && !begins {
             return Ok(None);
         }
         if begins {
@@ -318,9 +319,13 @@ pub(super) fn source_tables(spec: &SyncSpec) -> Result<Vec<TableSchema>> {
 }
 
 /// Refuses what `sync check` would refuse, before anything is made.
-fn refuse_unfit(path: &Path, tables: &[TableSchema]) -> Result<()> {
+fn refuse_unfit(path: &Path, tables: &[TableSchema], once: bool) -> Result<()> {
     let conn = sqlite::open_source(path)?;
-    let refused = sqlite::preflight(&conn, tables).into_iter().find(|finding| finding.level == Level::Refuse);
+    let findings = match once {
+        true => sqlite::preflight::preflight_tables(&conn, tables),
+        false => sqlite::preflight(&conn, tables),
+    };
+    let refused = findings.into_iter().find(|finding| finding.level == Level::Refuse);
     let Some(finding) = refused else { return Ok(()) };
     let cure = finding.cure.map(|cure| format!("; {cure}")).unwrap_or_default();
     Err(Error::conflict(format!("{}: {}{cure}", finding.subject, finding.message)))

@@ -7,3 +7,4 @@ mod locks;
 mod sinks;
 mod support;
 mod traps;
+mod worker;

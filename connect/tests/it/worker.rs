@@ -1,0 +1,316 @@
+//! The worker over a real log on a real disk: what reaches the topics, and what the target looks like.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidemill_connect::converter::TopicSchema;
+use tidemill_connect::sync::file::{SyncSpec, load};
+use tidemill_connect::sync::remove::remove;
+use tidemill_connect::sync::run::{Observer, RunOptions, run};
+use tidemill_core::clock::{Clock, SystemClock};
+use tidemill_core::engine::{Config, Engine};
+use tidemill_core::log::{Caller, Embedded, FetchOptions, Log, Session, Table};
+use tidemill_core::record::FetchedRecord;
+use tidemill_core::storage::OsStorage;
+use tidemill_core::topic::TopicPartition;
+use tidemill_core::{Error, ErrorKind};
+use tokio::sync::watch;
+
+use crate::support::{Folder, Python, tables_of};
+
+struct Silent;
+
+impl Observer for Silent {
+    fn started(&self, _: &str, _: &[(String, u64)]) {}
+    fn copied(&self, _: usize, _: u64) {}
+    fn finished(&self, _: usize) {}
+    fn applied(&self, _: u64) {}
+    fn caught_up(&self) {}
+    fn waiting(&self, _: &Error) {}
+}
+
+/// A folder with a source, a sync file and a log.
+struct Bench {
+    folder: Folder,
+    engine: Arc<Engine>,
+    spec: SyncSpec,
+}
+
+impl Bench {
+    fn new(statements: &[&str], python: &mut Python) -> Self {
+        let folder = Folder::new();
+        python.sql(&folder.path("source.db"), statements);
+        Self::open(folder)
+    }
+
+    fn open(folder: Folder) -> Self {
+        let file = folder.path("sync.toml");
+        std::fs::write(&file, "[sync.s]\nfrom = 'sqlite:source.db'\nto = 'sqlite:target.db'\ntables = ['*']\n")
+            .unwrap();
+        let engine = open_log(&folder.path("data"));
+        let spec = load(&file).unwrap().remove(0);
+        Self { folder, engine, spec }
+    }
+
+    async fn session(&self) -> Arc<dyn Session> {
+        Embedded::new(Arc::clone(&self.engine)).session(Caller::internal("test")).await.unwrap()
+    }
+
+    async fn run(&self, options: &RunOptions, stop: watch::Receiver<bool>) -> Result<(), Error> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        run(self.session().await, clock, &self.spec, options, Arc::new(Silent), stop).await
+    }
+
+    async fn once(&self) -> Result<(), Error> {
+        let (_told, stop) = watch::channel(false);
+        self.run(&RunOptions { once: true, ..RunOptions::default() }, stop).await
+    }
+
+    /// Follows while `work` runs, then until the target equals the source; fails after 20 s.
+    async fn follow(&self, python: &mut Python, recopy: &[&str], work: impl AsyncFnOnce(&Self, &mut Python)) {
+        let (told, stop) = watch::channel(false);
+        let options = RunOptions { once: false, recopy: recopy.iter().map(|s| s.to_string()).collect() };
+        let following = self.run(&options, stop);
+        let driving = async {
+            work(self, python).await;
+            self.wait_equal(python).await;
+            told.send(true).unwrap();
+            Ok(())
+        };
+        tokio::try_join!(following, driving).unwrap();
+    }
+
+    async fn wait_equal(&self, python: &mut Python) {
+        let started = Instant::now();
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let (source, target) = (self.folder.path("source.db"), self.folder.path("target.db"));
+            let tables = tables_of(&source);
+            let ready = tables_of(&target).len() >= tables.len();
+            if ready && is_none(&python.difference(&source, &target, &tables)) {
+                return;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "not equal after 20 s");
+        }
+    }
+
+    async fn records(&self, topic: &str) -> Vec<FetchedRecord> {
+        let session = self.session().await;
+        let partition = TopicPartition::new(topic, 0);
+        let end = session.bounds(std::slice::from_ref(&partition)).await.unwrap()[0].durable_offset;
+        let (mut all, mut offset) = (Vec::new(), 0);
+        while offset < end {
+            let chunk = session.fetch(&partition, offset, &FetchOptions::default()).await.unwrap();
+            all.extend(chunk.records);
+            offset = chunk.next_offset;
+        }
+        all
+    }
+
+    /// The ops of a topic's events, tombstones as `-`.
+    async fn ops(&self, topic: &str) -> String {
+        let op = |record: FetchedRecord| match record.value {
+            None => "-".to_owned(),
+            Some(value) => {
+                let event: serde_json::Value = serde_json::from_slice(&value).unwrap();
+                event["op"].as_str().unwrap().to_owned()
+            }
+        };
+        self.records(topic).await.into_iter().map(op).collect()
+    }
+
+    fn assert_equal(&self, python: &mut Python) {
+        let (source, target) = (self.folder.path("source.db"), self.folder.path("target.db"));
+        let difference = python.difference(&source, &target, &tables_of(&source));
+        assert!(is_none(&difference), "{difference}");
+    }
+}
+
+fn open_log(path: &Path) -> Arc<Engine> {
+    let clock = Arc::new(SystemClock::default());
+    Arc::new(Engine::open(path, Config::default(), Arc::new(OsStorage), clock).unwrap())
+}
+
+fn is_none(difference: &serde_json::Value) -> bool {
+    difference.as_array().is_some_and(Vec::is_empty)
+}
+
+const SHOP: [&str; 4] = [
+    "create table item (id integer primary key, name text, price numeric(10,2), picture blob)",
+    "create table \"order line\" (o int, n int, item int, primary key (o, n)) without rowid",
+    "insert into item values (1,'a',0.99,x'00ff'),(2,'b',1e300,null),(3,null,-0.0,x'')",
+    "insert into \"order line\" values (1,1,1),(1,2,2)",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_made_again_writes_only_what_differs() {
+    let mut python = Python::start();
+    let bench = Bench::new(&SHOP, &mut python);
+    let source = bench.folder.path("source.db");
+    let before = python.sql(&source, &["select count(*), group_concat(sql) from sqlite_schema"]);
+    bench.once().await.unwrap();
+    bench.assert_equal(&mut python);
+    assert_eq!(bench.ops("s.item").await, "rrr");
+    assert_eq!(bench.ops("s.order_x20line").await, "rr");
+    assert_eq!(python.sql(&source, &["select count(*), group_concat(sql) from sqlite_schema"]), before);
+
+    bench.once().await.unwrap();
+    assert_eq!(bench.ops("s.item").await, "rrr", "nothing changed, nothing may be written");
+
+    python.sql(
+        &source,
+        &[
+            "delete from item where id = 2",
+            "update item set name = 'A' where id = 1",
+            "insert into item values (9,'n',1,null)",
+        ],
+    );
+    bench.once().await.unwrap();
+    bench.assert_equal(&mut python);
+    assert_eq!(bench.ops("s.item").await, "rrrrrd-");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_follow_once_each_and_a_stopped_sync_goes_on() {
+    let mut python = Python::start();
+    let bench = Bench::new(&SHOP, &mut python);
+    let source = bench.folder.path("source.db");
+    bench
+        .follow(&mut python, &[], async |bench, python| {
+            bench.wait_equal(python).await;
+            python.sql(&source, &["insert into item values (4,'d',2,null)", "update item set price = 3 where id = 4"]);
+        })
+        .await;
+    assert_eq!(bench.ops("s.item").await, "rrrcu");
+    python.sql(&source, &["delete from item where id = 4", "update item set id = 33 where id = 3"]);
+    bench.follow(&mut python, &[], async |_, _| {}).await;
+    assert_eq!(bench.ops("s.item").await, "rrrcud-d-c");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn following_after_a_copy_writes_only_what_differs() {
+    let mut python = Python::start();
+    let bench = Bench::new(&SHOP, &mut python);
+    let source = bench.folder.path("source.db");
+    bench.once().await.unwrap();
+    python.sql(&source, &["delete from item where id = 1", "insert into item values (7,'x',7,null)"]);
+    bench.follow(&mut python, &[], async |_, _| {}).await;
+    assert_eq!(bench.ops("s.item").await, "rrrrd-");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_columns_stop_the_sync_and_a_recopy_goes_on() {
+    let mut python = Python::start();
+    let bench = Bench::new(&SHOP, &mut python);
+    let source = bench.folder.path("source.db");
+    bench.follow(&mut python, &[], async |_, _| {}).await;
+    python.sql(&source, &["alter table item add column colour text default 'red'", "delete from item where id = 2"]);
+    let (_told, stop) = watch::channel(false);
+    let error = bench.run(&RunOptions::default(), stop).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    let command = format!("tidemill sync run {} --recopy item", bench.spec.file.display());
+    assert!(error.to_string().contains(&command), "{error}");
+
+    bench.follow(&mut python, &["item"], async |_, _| {}).await;
+    let schemas = bench.session().await.table(Table::Schemas).await.unwrap();
+    let of_item =
+        schemas.values().map(|e| TopicSchema::decode(e.value.as_bytes()).unwrap()).filter(|s| s.topic == "s.item");
+    assert_eq!(of_item.count(), 2);
+    let ops = bench.ops("s.item").await;
+    assert_eq!(ops, "rrrrr-", "all rows again with the new columns, a tombstone for the lost one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_emptied_before_its_recopy_is_empty_in_the_target() {
+    let mut python = Python::start();
+    let bench = Bench::new(&SHOP, &mut python);
+    let source = bench.folder.path("source.db");
+    bench.once().await.unwrap();
+    python.sql(&source, &["delete from item", "alter table item drop column picture"]);
+    assert!(bench.once().await.unwrap_err().to_string().contains("--recopy item"));
+    bench.follow(&mut python, &["item"], async |_, _| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_of_another_log_and_a_target_ahead_of_the_log_are_refused() {
+    let mut python = Python::start();
+    let mut bench = Bench::new(&SHOP, &mut python);
+    bench.once().await.unwrap();
+    bench.engine.close().unwrap();
+    bench.engine = open_log(&bench.folder.path("other"));
+    let error = bench.once().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains("another log"), "{error}");
+
+    bench.engine = open_log(&bench.folder.path("data"));
+    python.sql(&bench.folder.path("target.db"), &["update _tidemill_sync set next_offset = 1000"]);
+    let error = bench.once().await.unwrap_err();
+    assert!(
+        error.to_string().contains("the log ends at 3") || error.to_string().contains("the log ends at 2"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_worker_fences_the_first() {
+    let mut python = Python::start();
+    let bench = Bench::new(&SHOP, &mut python);
+    let (_told, stop) = watch::channel(false);
+    let source = bench.folder.path("source.db");
+    let options = RunOptions::default();
+    let first = bench.run(&options, stop);
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        // What a second worker does first; the first one's next commit must be refused.
+        let _writer = bench.session().await.writer("sync/s/source").await.unwrap();
+        python.sql(&source, &["insert into item values (50,'z',0,null)"]);
+    };
+    let (result, ()) = tokio::join!(first, second);
+    let error = result.unwrap_err();
+    assert!(error.to_string().contains("fenced"), "{error}");
+    assert_eq!(bench.ops("s.item").await, "rrr");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removing_leaves_the_source_as_it_was() {
+    let mut python = Python::start();
+    let bench = Bench::new(&SHOP, &mut python);
+    let source = bench.folder.path("source.db");
+    let schema = "select type, name, tbl_name, sql from sqlite_schema order by name";
+    let before = python.sql(&source, &[schema]);
+    bench.follow(&mut python, &[], async |_, _| {}).await;
+    assert_ne!(python.sql(&source, &[schema]), before);
+    remove(bench.session().await, &bench.spec).await.unwrap();
+    assert_eq!(python.sql(&source, &[schema]), before);
+    assert!(bench.session().await.topics().await.unwrap().is_empty());
+    assert!(bench.session().await.table(Table::Schemas).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_without_a_key_is_refused_with_what_to_do() {
+    let mut python = Python::start();
+    let bench = Bench::new(&["create table t (a, b)"], &mut python);
+    for once in [true, false] {
+        let (_told, stop) = watch::channel(false);
+        let error = bench.run(&RunOptions { once, ..RunOptions::default() }, stop).await.unwrap_err();
+        assert!(error.to_string().contains("primary key") || error.to_string().contains("PRIMARY KEY"), "{error}");
+    }
+    assert!(!bench.folder.path("target.db").exists(), "nothing may be made before the source is found fit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chinook_is_copied_whole() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/chinook/Chinook_Sqlite.sqlite");
+    if !Path::new(file).exists() {
+        println!("skipped: the Chinook database is not here");
+        return;
+    }
+    let mut python = Python::start();
+    let folder = Folder::new();
+    std::fs::copy(file, folder.path("source.db")).unwrap();
+    let bench = Bench::open(folder);
+    bench.once().await.unwrap();
+    bench.assert_equal(&mut python);
+    assert_eq!(bench.session().await.topics().await.unwrap().len(), 11);
+}

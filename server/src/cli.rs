@@ -1,0 +1,227 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// One durable log; connectors, SQL and stream jobs over it.
+#[derive(Debug, Parser)]
+#[command(name = "tidemill", version, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which log a command works on.
+#[derive(Debug, Clone, Args)]
+pub struct Target {
+    /// Folder of the log; made where it does not exist. If another process owns it, that one is asked.
+    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = "tidemill-data", global = true)]
+    pub data_dir: PathBuf,
+    /// Ask a server instead, for example http://127.0.0.1:7600
+    #[arg(long, env = "TIDEMILL__SERVER", global = true, conflicts_with = "data_dir")]
+    pub server: Option<String>,
+}
+
+/// A log that the command must own.
+#[derive(Debug, Clone, Args)]
+pub struct Owned {
+    /// Folder of the log; made where it does not exist
+    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = "tidemill-data")]
+    pub data_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Keep databases in step
+    #[command(subcommand)]
+    Sync(Sync),
+    /// Ask a question in SQL; a shell without one
+    Sql(Sql),
+    /// List, make and delete topics
+    #[command(subcommand)]
+    Topic(Topic),
+    /// Append lines from standard input to a topic
+    Produce(Produce),
+    /// Print a topic's records
+    Consume(Consume),
+    /// Own a log and serve its API over HTTP
+    Start(Start),
+    /// A small shop kept in step, and a question about it
+    Demo(Demo),
+    /// Measure the log on this machine
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Sync {
+    /// Run the syncs of a file until stopped
+    Run {
+        /// The sync file
+        file: PathBuf,
+        /// Copy and end; installs nothing in the source
+        #[arg(long)]
+        once: bool,
+        /// Copy this table anew, with its present columns
+        #[arg(long, value_name = "TABLE")]
+        recopy: Vec<String>,
+        #[command(flatten)]
+        log: Owned,
+    },
+    /// Examine both sides and say what would be in the way
+    Check {
+        /// The sync file
+        file: PathBuf,
+    },
+    /// Compare source and target row by row
+    Verify {
+        /// The sync file
+        file: PathBuf,
+        /// How long rows that differ may take to arrive, in seconds
+        #[arg(long, default_value_t = 10.0)]
+        wait: f64,
+    },
+    /// Remove what the syncs of a file made in the source and in the log; target tables stay
+    Rm {
+        /// The sync file
+        file: PathBuf,
+        #[command(flatten)]
+        log: Owned,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Sql {
+    /// The query; without it a shell begins, or statements are read from standard input
+    pub query: Option<String>,
+    /// How to print the answer
+    #[arg(short, long, default_value = "table")]
+    pub output: Output,
+    #[command(flatten)]
+    pub log: Target,
+}
+
+/// How lists and answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+    Jsonl,
+    Csv,
+}
+
+impl Output {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Table => "table",
+            Self::Json => "json",
+            Self::Jsonl => "jsonl",
+            Self::Csv => "csv",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Topic {
+    /// All topics with their bounds
+    List {
+        /// How to print the list
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+        #[command(flatten)]
+        log: Target,
+    },
+    /// Make a topic
+    Create {
+        /// Its name: A-Z a-z 0-9 . _ -
+        name: String,
+        /// Number of partitions
+        #[arg(short, long, default_value_t = 1)]
+        partitions: u32,
+        #[command(flatten)]
+        log: Target,
+    },
+    /// Delete a topic and its records
+    Delete {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        log: Target,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Produce {
+    /// The topic; made with one partition where it does not exist
+    pub topic: String,
+    /// What separates key and value in a line; without it lines have no key
+    #[arg(short = 'K', long, value_name = "TEXT")]
+    pub key_separator: Option<String>,
+    #[command(flatten)]
+    pub log: Target,
+}
+
+#[derive(Debug, Args)]
+pub struct Consume {
+    /// The topic
+    pub topic: String,
+    /// Where to begin: start, end, or an offset of every partition
+    #[arg(long, default_value = "start")]
+    pub from: String,
+    /// End after this many records
+    #[arg(short = 'n', long, value_name = "N")]
+    pub count: Option<u64>,
+    /// End when all records that were there at the start are printed
+    #[arg(short = 'e', long)]
+    pub exit: bool,
+    /// Print the key and this text before each value
+    #[arg(short = 'K', long, value_name = "TEXT", conflicts_with = "json")]
+    pub key_separator: Option<String>,
+    /// Print one JSON object a record: partition, offset, timestamp, key, value, headers
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub log: Target,
+}
+
+#[derive(Debug, Args)]
+pub struct Start {
+    /// Address of the HTTP API; the default port is left out, and named, where it is taken
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    #[command(flatten)]
+    pub log: Owned,
+}
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Write for this long
+    #[arg(long, default_value_t = 10)]
+    pub seconds: u64,
+    /// Leave the files in this folder
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Durable appends: how many, how fast, how late; beside the disk's own fdatasync
+    Log {
+        /// Folder to write in; removed afterwards
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// Numbers of partitions, each written by a producer of its own
+        #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
+        partitions: Vec<u32>,
+        /// Seconds for each measurement
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// Bytes of a record's value
+        #[arg(long, default_value_t = 1024)]
+        record_bytes: usize,
+        /// Records of a batch where throughput is measured
+        #[arg(long, default_value_t = 64)]
+        batch_records: usize,
+    },
+}

@@ -1,0 +1,193 @@
+//! How a command reaches a log: by the same HTTP requests, whether the log is in this process, behind its owner's
+//! socket, or behind a server's port. So a command behaves the same in all three.
+
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use axum::{
+    Router,
+    body::Body,
+    http::{self, Method, Request, Response, Uri},
+};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+use serde_json::Value as Json;
+use tidemill_core::{Error, ErrorKind};
+use tokio::net::{TcpStream, UnixStream};
+use tower::ServiceExt;
+
+use crate::{
+    api::{ERROR_KIND_TRAILER, ERROR_TRAILER},
+    cli::Target,
+    node::{Node, Owner, socket_path},
+};
+
+/// A log, wherever it is.
+pub enum Client {
+    /// This process owns it.
+    Own(Box<Node>, Router),
+    /// Another process on this machine owns it.
+    Socket {
+        path: std::path::PathBuf,
+        /// Keeps a short path to a long folder's socket alive.
+        _folder: Option<std::fs::File>,
+        holder: String,
+    },
+    /// A server, by host and port.
+    Server(String),
+}
+
+impl Client {
+    /// Reaches the log that the command line names.
+    pub async fn connect(target: &Target, command: &str) -> anyhow::Result<Self> {
+        if let Some(server) = &target.server {
+            return Ok(Self::Server(authority(server)?));
+        }
+        match Node::open(&target.data_dir, command).await? {
+            Ok(node) => {
+                let router = node.router();
+                Ok(Self::Own(Box::new(node), router))
+            }
+            Err(Owner(holder)) => {
+                let (path, folder) = socket_path(&target.data_dir)?;
+                wait_for_socket(&path).await;
+                Ok(Self::Socket { path, _folder: folder, holder })
+            }
+        }
+    }
+
+    /// Closes the log if this process owns it.
+    pub async fn close(self) -> anyhow::Result<()> {
+        match self {
+            Self::Own(node, router) => {
+                drop(router);
+                node.close().await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends a request and returns the answer, or the error it carries.
+    pub async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Response<Body>> {
+        self.request(Request::builder().method(method).uri(path.parse::<Uri>()?), body.into()).await
+    }
+
+    /// As [`Client::send`], with a JSON body.
+    pub async fn send_json(&self, method: Method, path: &str, body: String) -> anyhow::Result<Response<Body>> {
+        let request = Request::builder().method(method).uri(path.parse::<Uri>()?);
+        self.request(request.header("content-type", "application/json"), body.into()).await
+    }
+
+    async fn request(&self, request: http::request::Builder, body: Bytes) -> anyhow::Result<Response<Body>> {
+        let request = request.header("te", "trailers");
+        let request = request.header("host", "tidemill").body(Body::from(body))?;
+        let response = match self {
+            Self::Own(_, router) => router.clone().oneshot(request).await?,
+            Self::Socket { path, holder, .. } => {
+                let stream = UnixStream::connect(path).await.map_err(|e| {
+                    Error::unavailable(format!("the owner of the data directory ({holder}) does not answer: {e}"))
+                })?;
+                exchange(stream, request).await?
+            }
+            Self::Server(authority) => {
+                let stream = TcpStream::connect(authority)
+                    .await
+                    .map_err(|e| Error::unavailable(format!("server {authority} does not answer: {e}")))?;
+                exchange(stream, request).await?
+            }
+        };
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(error_of(response).await)
+    }
+
+    /// Sends a JSON request and returns the JSON answer.
+    pub async fn call(&self, method: Method, path: &str, body: Option<Json>) -> anyhow::Result<Json> {
+        let answer = match body {
+            Some(body) => self.send_json(method, path, body.to_string()).await?,
+            None => self.send(method, path, "").await?,
+        };
+        json_of(answer).await
+    }
+
+    /// Sends any body and returns the JSON answer.
+    pub async fn call_raw(&self, method: Method, path: &str, body: String) -> anyhow::Result<Json> {
+        json_of(self.send(method, path, body).await?).await
+    }
+}
+
+async fn json_of(answer: Response<Body>) -> anyhow::Result<Json> {
+    let bytes = answer.into_body().collect().await.map_err(gone)?.to_bytes();
+    serde_json::from_slice(&bytes).context("the answer is not JSON")
+}
+
+/// Copies a streamed answer piece by piece; an error that the log met midway ends it.
+pub async fn copy_body(
+    response: Response<Body>,
+    mut each: impl FnMut(&[u8]) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let mut body = response.into_body();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(gone)?;
+        if let Some(data) = frame.data_ref() {
+            if !each(data)? {
+                return Ok(());
+            }
+        } else if let Some(trailers) = frame.trailers_ref()
+            && let Some(message) = trailers.get(ERROR_TRAILER)
+        {
+            let kind = trailers.get(ERROR_KIND_TRAILER).and_then(|kind| ErrorKind::from_name(kind.to_str().ok()?));
+            let message = String::from_utf8_lossy(message.as_bytes()).into_owned();
+            return Err(Error::new(kind.unwrap_or(ErrorKind::Internal), message).into());
+        }
+    }
+    Ok(())
+}
+
+fn gone(error: impl std::fmt::Display) -> anyhow::Error {
+    Error::unavailable(format!("the connection to the log ended: {error}")).into()
+}
+
+async fn exchange<S>(stream: S, request: Request<Body>) -> anyhow::Result<Response<Body>>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
+    tokio::spawn(connection);
+    let response = sender.send_request(request).await.map_err(gone)?;
+    Ok(response.map(Body::new))
+}
+
+async fn error_of(response: Response<Body>) -> anyhow::Error {
+    let status = response.status();
+    let Ok(body) = response.into_body().collect().await else { return gone("no answer") };
+    let parsed: Option<Json> = serde_json::from_slice(&body.to_bytes()).ok();
+    let field = |name: &str| parsed.as_ref()?.get("error")?.get(name)?.as_str().map(str::to_owned);
+    match (field("kind").and_then(|kind| ErrorKind::from_name(&kind)), field("message")) {
+        (Some(kind), Some(message)) => Error::new(kind, message).into(),
+        _ => anyhow!("the server answered {status}"),
+    }
+}
+
+/// `http://host:port` as `host:port`.
+fn authority(server: &str) -> anyhow::Result<String> {
+    let text = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
+    let fault = || Error::invalid(format!("{server:?} is not a server's address; http://127.0.0.1:7600 is one"));
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        None if !text.is_empty() && !text.contains('/') => Ok(format!("{text}:7600")),
+        _ => Err(fault().into()),
+    }
+}
+
+/// An owner that is still opening its log has the lock but no socket yet.
+async fn wait_for_socket(path: &Path) {
+    for _ in 0..100 {
+        if UnixStream::connect(path).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}

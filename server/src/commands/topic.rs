@@ -1,0 +1,69 @@
+//! `tidemill topic`.
+
+use std::process::ExitCode;
+
+use axum::http::Method;
+use serde_json::{Value as Json, json};
+
+use super::print_bytes;
+use crate::{
+    cli::{Output, Topic},
+    client::Client,
+};
+
+pub async fn run(command: Topic) -> anyhow::Result<ExitCode> {
+    let (target, name) = match &command {
+        Topic::List { log, .. } => (log, "topic list"),
+        Topic::Create { log, .. } => (log, "topic create"),
+        Topic::Delete { log, .. } => (log, "topic delete"),
+    };
+    let client = Client::connect(target, name).await?;
+    let result = act(&client, &command).await;
+    client.close().await?;
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+async fn act(client: &Client, command: &Topic) -> anyhow::Result<()> {
+    match command {
+        Topic::List { output, .. } => {
+            let list = client.call(Method::GET, "/v1/topics", None).await?;
+            print_list(&list, *output)
+        }
+        Topic::Create { name, partitions, .. } => {
+            let body = json!({ "name": name, "partitions": partitions });
+            client.call(Method::POST, "/v1/topics", Some(body)).await.map(drop)
+        }
+        Topic::Delete { name, .. } => client.call(Method::DELETE, &format!("/v1/topics/{name}"), None).await.map(drop),
+    }
+}
+
+/// One line a partition: offsets are not dense, so there is no count to be had from them.
+fn print_list(list: &Json, output: Output) -> anyhow::Result<()> {
+    let empty = Vec::new();
+    let mut rows = Vec::new();
+    for topic in list.as_array().unwrap_or(&empty) {
+        for (number, bounds) in topic["partitions"].as_array().unwrap_or(&empty).iter().enumerate() {
+            let name = topic["name"].as_str().unwrap_or_default().to_owned();
+            rows.push((name, number, bounds["log_start_offset"].to_string(), bounds["log_end_offset"].to_string()));
+        }
+    }
+    let mut text = String::new();
+    match output {
+        Output::Json => text = format!("{list:#}\n"),
+        Output::Jsonl => list.as_array().unwrap_or(&empty).iter().for_each(|t| text.push_str(&format!("{t}\n"))),
+        Output::Csv => {
+            text.push_str("topic,partition,log_start_offset,log_end_offset\n");
+            rows.iter().for_each(|(name, n, start, end)| text.push_str(&format!("{name},{n},{start},{end}\n")));
+        }
+        Output::Table => {
+            let mut table = comfy_table::Table::new();
+            table.load_preset(comfy_table::presets::NOTHING);
+            table.set_header(["topic", "partition", "log start offset", "log end offset"]);
+            for (name, n, start, end) in rows {
+                table.add_row([name, n.to_string(), start, end]);
+            }
+            text = format!("{}\n", table.trim_fmt());
+        }
+    }
+    print_bytes(text.as_bytes()).map(drop)
+}

@@ -1,0 +1,161 @@
+//! A log that this process owns: its lock, its engine, its listeners.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use axum::Router;
+use tidemill_core::{
+    Error, ErrorKind,
+    clock::SystemClock,
+    engine::{Config, Engine},
+    log::{Caller, Embedded, Log, Session},
+    storage::{OsLock, OsStorage},
+};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::{api, topics::EngineTopics};
+
+/// Longest path that fits into a unix socket's address, with room to spare.
+const SOCKET_PATH_MAX: usize = 100;
+
+/// An owned log. Dropping it without [`Node::close`] is like a crash: nothing acknowledged is lost.
+pub struct Node {
+    engine: Arc<Engine>,
+    log: Embedded,
+    router: Router,
+    socket: PathBuf,
+    _lock: OsLock,
+}
+
+/// Who owns a data directory, as its lock tells.
+#[derive(Debug)]
+pub struct Owner(pub String);
+
+impl Node {
+    /// Opens the log in `data_dir` as its owner and serves its API on the folder's socket.
+    ///
+    /// # Errors
+    /// The inner error is the present owner, if there is one.
+    pub async fn open(data_dir: &Path, command: &str) -> anyhow::Result<Result<Self, Owner>> {
+        std::fs::create_dir_all(data_dir).with_context(|| format!("make {}", data_dir.display()))?;
+        let holder = format!("pid {}, {command}, socket api.sock", std::process::id());
+        let lock = match OsLock::take(&data_dir.join("LOCK"), &holder) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == ErrorKind::Conflict => return Ok(Err(Owner(error.message().to_owned()))),
+            Err(error) => return Err(error.context(format!("lock {}", data_dir.display())).into()),
+        };
+        let dir = data_dir.to_path_buf();
+        let open = move || Engine::open(&dir, Config::default(), Arc::new(OsStorage), Arc::new(SystemClock::default()));
+        let engine = Arc::new(tokio::task::spawn_blocking(open).await??);
+        report_recovery(&engine, data_dir);
+        let log = Embedded::new(Arc::clone(&engine));
+        let sql = tidemill_sql::Session::new(
+            Arc::new(EngineTopics(Arc::clone(&engine))),
+            tidemill_sql::Settings { temp_dir: data_dir.join("spill"), ..Default::default() },
+        )?;
+        let router = api::router(api::State { log: log.clone(), sql: Arc::new(sql), command: command.to_owned() });
+        let socket = data_dir.join("api.sock");
+        serve_socket(data_dir, router.clone())?;
+        stop_on_failure(Arc::clone(&engine));
+        Ok(Ok(Self { engine, log, router, socket, _lock: lock }))
+    }
+
+    /// Opens as owner, or fails with exit code 4 naming the owner.
+    pub async fn own(data_dir: &Path, command: &str) -> anyhow::Result<Self> {
+        match Self::open(data_dir, command).await? {
+            Ok(node) => Ok(node),
+            Err(Owner(holder)) => {
+                Err(Error::conflict(format!("{} is owned by another process: {holder}", data_dir.display())).into())
+            }
+        }
+    }
+
+    pub fn router(&self) -> Router {
+        self.router.clone()
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// A session of a part of this process.
+    pub async fn session(&self, client: &str) -> anyhow::Result<Arc<dyn Session>> {
+        Ok(self.log.session(Caller::internal(client)).await?)
+    }
+
+    /// Serves the API on a TCP port too; returns the address.
+    pub async fn listen(&self, address: &str) -> std::io::Result<SocketAddr> {
+        let listener = TcpListener::bind(address).await?;
+        let local = listener.local_addr()?;
+        let router = self.router();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok(local)
+    }
+
+    /// Closes the log in order.
+    pub async fn close(self) -> anyhow::Result<()> {
+        let _ = std::fs::remove_file(&self.socket);
+        let engine = Arc::clone(&self.engine);
+        Ok(tokio::task::spawn_blocking(move || engine.close()).await??)
+    }
+}
+
+fn report_recovery(engine: &Engine, data_dir: &Path) {
+    let report = engine.recovery();
+    if let Some((lsn, bytes)) = report.cut {
+        eprintln!(
+            "{}: {bytes} unfinished bytes at LSN {lsn} were cut; nothing acknowledged was in them",
+            data_dir.display()
+        );
+    }
+    for (partition, damage) in engine.damage() {
+        let to = damage.to.map_or("its end".to_owned(), |to| to.to_string());
+        eprintln!(
+            "{}: {partition} is read-only, damaged from {} to {to}: {}",
+            data_dir.display(),
+            damage.from,
+            damage.cause
+        );
+    }
+}
+
+/// The path under which the folder's socket can be reached, however long the folder's own path is. The file keeps the
+/// short path alive.
+pub fn socket_path(data_dir: &Path) -> std::io::Result<(PathBuf, Option<std::fs::File>)> {
+    use std::os::fd::AsRawFd;
+    let path = data_dir.join("api.sock");
+    if path.as_os_str().len() <= SOCKET_PATH_MAX {
+        return Ok((path, None));
+    }
+    let folder = std::fs::File::open(data_dir)?;
+    Ok((PathBuf::from(format!("/proc/self/fd/{}/api.sock", folder.as_raw_fd())), Some(folder)))
+}
+
+fn serve_socket(data_dir: &Path, router: Router) -> anyhow::Result<()> {
+    let (path, folder) = socket_path(data_dir)?;
+    // What a crashed owner left; the lock says that there is no other.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
+    tokio::spawn(async move {
+        let _folder = folder;
+        axum::serve(listener, router).await
+    });
+    Ok(())
+}
+
+/// A log that failed acknowledges nothing any more: the process ends, and recovery decides at the next start.
+fn stop_on_failure(engine: Arc<Engine>) {
+    let engine = Arc::downgrade(&engine);
+    tokio::spawn(async move {
+        let Some(alive) = engine.upgrade() else { return };
+        let error = alive.failure().await;
+        if !error.message().contains("was closed") {
+            eprintln!("error: {error}");
+            std::process::exit(1);
+        }
+    });
+}
