@@ -1,0 +1,26 @@
+# Two commands do all the set-up on a fresh Debian machine with Rust and a C compiler:
+#   make demo    builds and runs the demo; opens no port
+#   make test    installs what the tests need, builds, checks, runs everything
+CARGO ?= cargo
+
+.PHONY: demo test soak bench build fmt
+
+demo:
+	@scripts/demo
+
+test:
+	@scripts/test
+
+# Long runs: more seeds, more kill rounds.
+soak:
+	@scripts/soak
+
+# Figures of this machine, in release.
+bench:
+	$(CARGO) run --release --locked -p tidemill -- bench log
+
+build:
+	$(CARGO) build --locked
+
+fmt:
+	$(CARGO) fmt --all
