@@ -97,7 +97,24 @@ impl Catalog {
         self.table(Table::Writers).get(owner).and_then(|entry| entry.value.parse().ok()).unwrap_or(0)
     }
 
-    /// Applies a durable batch of an internal topic; batches of other topics change nothing.
+    /// Checks that a batch for an internal topic can be applied once it is durable, when nobody may refuse it any more.
+    pub(super) fn check(partition: PartitionId, batch: &Batch) -> Result<()> {
+        let Some(table) = Table::of(partition) else { return Ok(()) };
+        if table == Table::Topics {
+            return Err(Error::invalid(format!("{} is not appended to", table.topic())));
+        }
+        for record in batch.records() {
+            let record = record.map_err(|e| Error::invalid(e.message().to_owned()))?;
+            let fields = [record.key, record.value];
+            if fields.into_iter().flatten().any(|bytes| std::str::from_utf8(bytes).is_err()) {
+                return Err(Error::invalid(format!("a record of {} is not UTF-8", table.topic())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies a durable batch of an internal topic; batches of other topics change nothing, nor do records older than
+    /// what is known: a manifest's catalog may be newer than the place where replay begins.
     pub(super) fn apply(&mut self, partition: PartitionId, batch: &Batch) -> Result<Vec<TopicChange>> {
         let Some(table) = Table::of(partition) else { return Ok(Vec::new()) };
         let mut changes = Vec::new();
@@ -109,6 +126,9 @@ impl Catalog {
             })?;
             let value = record.value.map(text).transpose();
             let value = value.map_err(|e| Error::corrupt("metadata value is not UTF-8").with_source(e))?;
+            if self.tables[table as usize].get(&key).is_some_and(|known| known.version > record.offset) {
+                continue;
+            }
             if table == Table::Topics {
                 changes.extend(self.topic_change(&key, value.as_deref())?);
             }

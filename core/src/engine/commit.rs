@@ -70,6 +70,8 @@ pub(super) struct Committer {
     pub(super) epoch: u64,
     pub(super) slot: Slot,
     pub(super) next_lsn: u64,
+    /// Everything below was synced; a roll's note beyond it shares the sync of the group that follows.
+    durable_lsn: u64,
     pub(super) previous_crc: u32,
     /// Whether a note already proves all groups.
     pub(super) noted: bool,
@@ -78,13 +80,15 @@ pub(super) struct Committer {
 
 impl Committer {
     pub(super) fn new(shared: Arc<Shared>, epoch: u64, slot: Slot, next_lsn: u64, previous_crc: u32) -> Self {
-        Self { shared, epoch, slot, next_lsn, previous_crc, noted: true, transactions: BTreeMap::new() }
+        let transactions = BTreeMap::new();
+        Self { shared, epoch, slot, next_lsn, durable_lsn: next_lsn, previous_crc, noted: true, transactions }
     }
 
     /// Commits one group of what is queued.
     pub(super) fn turn(&mut self) -> Result<Turn> {
         self.shared.check_alive()?;
         self.expire_transactions();
+        self.release_staged();
         if self.shared.queue.is_empty() {
             return Ok(Turn::Idle);
         }
@@ -101,19 +105,20 @@ impl Committer {
         if let Err(error) = self.write_group(&bytes) {
             self.shared.fail(&error);
             for plan in planned {
-                let _ = plan.request.reply.send(Err(error.duplicate()));
+                let _ = plan.request.reply.send(self.shared.check_alive().map(|()| Outcome::default()));
             }
             return Err(error);
         }
         self.previous_crc = previous_crc;
         self.noted = false;
         let count = planned.len();
-        self.publish(&bytes, planned)?;
+        // What is durable and cannot be shown is a defect; going on would hide it.
+        self.publish(&bytes, planned).inspect_err(|error| self.shared.fail(error))?;
         Ok(Turn::Committed(count))
     }
 
     fn begin_group(&self) -> GroupBuffer {
-        GroupBuffer::new(self.next_lsn, self.epoch, self.next_lsn, self.previous_crc)
+        GroupBuffer::new(self.next_lsn, self.epoch, self.durable_lsn, self.previous_crc)
     }
 
     /// Sees to it that a whole group fits into the current file, rolling to a free one if needed.
@@ -123,6 +128,9 @@ impl Committer {
         let bound = frame_bound(&first.work, self);
         if bound + GROUP_ALIGN > self.slot.capacity as usize {
             let limit = self.shared.config.request_limit();
+            if let Work::Commit { transaction, .. } = first.work {
+                self.transactions.remove(&transaction);
+            }
             let _ = first.reply.send(Err(Error::invalid(format!("request of {bound} bytes exceeds {limit}"))));
             return Ok(true);
         }
@@ -141,7 +149,7 @@ impl Committer {
         full.end_lsn = self.next_lsn;
         pool.used.push_back(full);
         drop(pool);
-        self.shared.wake_writer(false);
+        self.shared.wake_writer(true);
         // The note alone is written here; it shares the first group's sync, and proves nothing by itself.
         let mut group = self.begin_group();
         group.push_note(Note {
@@ -169,11 +177,13 @@ impl Committer {
         let mut size = 0;
         loop {
             let queue = &self.shared.queue;
-            let Some(request) =
-                queue.pop_if(|work| size + frame_bound(work, self) <= if size == 0 { room } else { limit })
-            else {
-                break;
+            // A metadata record is computed from what is visible: nothing that may change it precedes it in its group.
+            let fits = |work: &Work| {
+                let first = size == 0;
+                let alone = matches!(work, Work::Keyed { .. });
+                size + frame_bound(work, self) <= if first { room } else { limit } && (first || !alone)
             };
+            let Some(request) = queue.pop_if(fits) else { break };
             size += frame_bound(&request.work, self);
             let ends_group = matches!(request.work, Work::Keyed { .. });
             self.plan_one(group, request, &mut next_offsets, &mut planned);
@@ -347,6 +357,7 @@ impl Committer {
         self.slot.file.write_at(bytes, position).map_err(|e| Error::from(e).context("write the commit log"))?;
         self.slot.file.sync().map_err(|e| Error::from(e).context("fdatasync of the commit log"))?;
         self.next_lsn += bytes.len() as u64;
+        self.durable_lsn = self.next_lsn;
         Ok(())
     }
 
@@ -364,7 +375,7 @@ impl Committer {
             touched.push(partition);
         }
         published.lsn = self.next_lsn;
-        published.oldest_staged_lsn = self.transactions.values().filter_map(|t| t.frames.first()).map(|f| f.lsn).min();
+        published.oldest_staged_lsn = self.oldest_staged_lsn();
         let wake = {
             let mut writer = lock(&shared.writer);
             let was_clean = writer.dirty.is_empty();
@@ -394,6 +405,7 @@ impl Committer {
         }
         if self.next_lsn - self.slot.base_lsn + 512 > self.slot.capacity {
             // The next file's first frame will prove it; a clean stop is proven by the superblock.
+            self.noted = true;
             return Ok(());
         }
         let mut group = self.begin_group();
@@ -429,10 +441,22 @@ impl Committer {
         if oldest.frames.first().is_some_and(|frame| frame.lsn <= checkpoint) {
             tracing::warn!(transaction = id, "transaction aborted to free the commit log");
             self.transactions.remove(&id);
-            let mut published = self.shared.published.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            published.oldest_staged_lsn =
-                self.transactions.values().filter_map(|t| t.frames.first()).map(|f| f.lsn).min();
+            self.release_staged();
         }
+    }
+
+    /// Lets checkpoints pass what ended transactions have staged. Only between groups: a commit that is planned but not
+    /// yet durable still needs its frames.
+    fn release_staged(&self) {
+        let oldest = self.oldest_staged_lsn();
+        if self.shared.published().oldest_staged_lsn != oldest {
+            let mut published = self.shared.published.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            published.oldest_staged_lsn = oldest;
+        }
+    }
+
+    fn oldest_staged_lsn(&self) -> Option<u64> {
+        self.transactions.values().filter_map(|t| t.frames.first()).map(|f| f.lsn).min()
     }
 }
 

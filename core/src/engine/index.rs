@@ -25,10 +25,10 @@ impl SparseIndex {
         self.since_last += size;
     }
 
-    /// The position of the last noted batch that does not begin after `offset`.
-    pub(super) fn floor(&self, offset: i64) -> u64 {
+    /// Base offset and position of the last noted batch that does not begin after `offset`.
+    pub(super) fn floor(&self, offset: i64) -> Option<(i64, u64)> {
         let after = self.entries.partition_point(|(base, _)| *base <= offset);
-        after.checked_sub(1).map_or(0, |i| self.entries[i].1)
+        after.checked_sub(1).map(|i| self.entries[i])
     }
 
     /// Writes the index file: magic, CRC, the segment's length, entries. Whole or not at all.

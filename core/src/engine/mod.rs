@@ -59,7 +59,7 @@ use self::{
 };
 use crate::{
     Error, Result,
-    batch::{Batch, BatchHeader},
+    batch::Batch,
     clock::Clock,
     storage::Storage,
     topic::{self, PartitionId, TopicInfo, TopicSpec},
@@ -353,11 +353,12 @@ impl Engine {
         if size > limit {
             return Err(Error::invalid(format!("request of {size} bytes exceeds {limit}")));
         }
-        for (_, bytes) in work.batches() {
-            let header = BatchHeader::decode(bytes).map_err(|e| Error::invalid(e.message().to_owned()))?;
-            if header.size_bytes != bytes.len() {
+        for (partition, bytes) in work.batches() {
+            let batch = Batch::parse(bytes).map_err(|e| Error::invalid(e.message().to_owned()))?;
+            if batch.bytes().len() != bytes.len() {
                 return Err(Error::invalid("batch length differs from its header"));
             }
+            Catalog::check(*partition, &batch)?;
         }
         Ok(())
     }
@@ -479,10 +480,27 @@ fn prepare_folder(storage: &dyn Storage, data_dir: &Path) -> Result<()> {
     if !storage.list(&data_dir.join("commitlog")).map_err(named)?.is_empty() {
         return Err(Error::corrupt(format!("{} has a commit log but no VERSION", data_dir.display())));
     }
+    sync_ancestors(storage, data_dir).map_err(named)?;
     // VERSION comes last: a crash before it leaves nothing that anybody relies on.
     SuperblockFile::create(storage, &data_dir.join("superblock"), storage.random().map_err(named)?)?;
     storage.sync_dir(data_dir).map_err(named)?;
     storage.write_atomically(&path, format!("tidemill {FORMAT_VERSION}\n").as_bytes()).map_err(named)
+}
+
+/// Makes the names of the folders above durable: this process, or one that crashed, may just have made them.
+fn sync_ancestors(storage: &dyn Storage, data_dir: &Path) -> std::io::Result<()> {
+    for (i, folder) in data_dir.ancestors().skip(1).enumerate() {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        match storage.sync_dir(folder) {
+            Ok(()) => {}
+            // A folder that one may pass but not read was there before.
+            Err(error) if i > 0 || error.kind() == std::io::ErrorKind::PermissionDenied => {
+                tracing::debug!(folder = %folder.display(), error = %error, "folder above the log not synced");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn check_version(content: &[u8], data_dir: &Path) -> Result<()> {

@@ -125,7 +125,11 @@ impl Partition {
             let after = state.segments.partition_point(|s| s.base_offset() <= offset);
             let segments: Vec<_> = state.segments[after.saturating_sub(1)..].iter().take(2).cloned().collect();
             drop(state);
-            self.read_segments(storage, &segments, offset, max_bytes)?
+            let read = self.read_segments(storage, &segments, offset, max_bytes);
+            if read.is_err() && self.state().deleted {
+                return Err(Error::not_found(format!("{} was deleted", self.name)));
+            }
+            read?
         };
         // A batch may span `end` only where a reader's own bound lies inside it.
         let batches: Vec<_> = batches.into_iter().take_while(|b| b.header().base_offset < end).collect();

@@ -32,6 +32,11 @@ use crate::{
     topic::PartitionId,
 };
 
+/// Files beyond are not the log's: they are neither read nor counted.
+const MAX_FILE_NUMBER: u32 = 1_000_000_000;
+/// A file of the greatest size there is, made larger for a rewritten group that also holds what it had staged.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
 /// What opening a log found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
@@ -58,6 +63,8 @@ struct Found {
     base_lsn: u64,
     /// LSN at which a later file takes over.
     limit: u64,
+    /// Whether its opening note was read, or its frames alone tell that it counts.
+    opened: bool,
 }
 
 /// A frame accepted though nothing proves it durable: to be written again.
@@ -82,7 +89,7 @@ struct Replay<'a> {
 pub(super) fn recover(shared: &Arc<Shared>, superblock: &mut SuperblockFile) -> Result<(Committer, RecoveryReport)> {
     let before = superblock.current();
     let folder = shared.data_dir.join("commitlog");
-    let (found, unused) = find_files(shared, &folder)?;
+    let (found, unused) = find_files(shared, &folder, &before)?;
     let proven = prove(&found, &before)?;
     let mut replay = Replay {
         shared,
@@ -97,7 +104,7 @@ pub(super) fn recover(shared: &Arc<Shared>, superblock: &mut SuperblockFile) -> 
     replay.condemn_suspects();
     let Replay { mut report, unproven, .. } = replay;
     report.end_lsn = end_lsn;
-    let epoch = before.epoch + 1;
+    let epoch = found.iter().map(|file| file.epoch).fold(before.epoch, u64::max) + 1;
     superblock.write(Superblock { epoch, ..before })?;
     stow_files(shared, found, unused, before.checkpoint_lsn, proven);
     let committer = begin_epoch(shared, epoch, proven, proven_crc, &unproven)?;
@@ -108,10 +115,11 @@ pub(super) fn recover(shared: &Arc<Shared>, superblock: &mut SuperblockFile) -> 
 }
 
 /// All files in the order of the log, each with the LSN where the next takes over; and those with nothing in them.
-fn find_files(shared: &Shared, folder: &Path) -> Result<(Vec<Found>, Vec<Found>)> {
+fn find_files(shared: &Shared, folder: &Path, superblock: &Superblock) -> Result<(Vec<Found>, Vec<Found>)> {
     let (mut found, mut unused) = (Vec::new(), Vec::new());
     for name in shared.storage.list(folder)? {
-        let Some(number) = name.strip_suffix(".log").and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let number = name.strip_suffix(".log").and_then(|n| n.parse::<u32>().ok());
+        let Some(number) = number.filter(|number| *number < MAX_FILE_NUMBER) else { continue };
         let mut pool = lock(&shared.slots);
         pool.count += 1;
         pool.next_number = pool.next_number.max(number);
@@ -119,16 +127,29 @@ fn find_files(shared: &Shared, folder: &Path) -> Result<(Vec<Found>, Vec<Found>)
         let path = folder.join(&name);
         let file = shared.storage.open(&path, Open::Existing)?;
         let capacity = file.len()?;
-        let mut this = Found { file, path, capacity, epoch: 0, base_lsn: 0, limit: u64::MAX };
-        match opening(&this)? {
-            Some(header) => {
-                (this.epoch, this.base_lsn) = (header.epoch, header.lsn);
+        if capacity > MAX_FILE_BYTES {
+            return Err(Error::corrupt(format!("{} of {capacity} bytes is no file of a commit log", path.display())));
+        }
+        let mut this = Found { file, path, capacity, epoch: 0, base_lsn: 0, limit: u64::MAX, opened: false };
+        match opening(&this, superblock)? {
+            Some((header, opened)) => {
+                (this.epoch, this.base_lsn, this.opened) = (header.epoch, header.lsn, opened);
                 found.push(this);
             }
             None => unused.push(this),
         }
     }
     found.sort_by_key(|f| (f.epoch, f.base_lsn));
+    // What a recovery wrote that did not come to its opening note ends nothing: the older files still count.
+    let mut previous_epoch = None;
+    for file in std::mem::take(&mut found) {
+        if file.opened || previous_epoch == Some(file.epoch) {
+            previous_epoch = Some(file.epoch);
+            found.push(file);
+        } else {
+            unused.push(file);
+        }
+    }
     let mut limit = u64::MAX;
     for file in found.iter_mut().rev() {
         file.limit = limit;
@@ -137,22 +158,28 @@ fn find_files(shared: &Shared, folder: &Path) -> Result<(Vec<Found>, Vec<Found>)
     Ok((found, unused))
 }
 
-/// The opening note of a file; where its sector is bad, one made up from the newest frame that the file holds.
-fn opening(found: &Found) -> Result<Option<FrameHeader>> {
+/// The opening note of a file and whether it counts; where its sector is bad, one made up from the newest frame that
+/// the file holds. Such a file counts by itself only if something proves that the note was durable once.
+fn opening(found: &Found, superblock: &Superblock) -> Result<Option<(FrameHeader, bool)>> {
     let mut head = vec![0; GROUP_ALIGN];
     let read = found.file.read_at(&mut head, 0)?;
     if let Some(header) = FrameHeader::decode(&head[..read])
         && header.kind == Kind::Note
     {
-        return Ok(Some(header));
+        return Ok(Some((header, true)));
     }
     let bytes = read_all(found)?;
     let places = (0..bytes.len()).step_by(8);
-    let frames = places.filter_map(|at| {
-        let header = FrameHeader::decode(&bytes[at..])?;
-        Some(FrameHeader { lsn: header.lsn.checked_sub(at as u64)?, ..header })
-    });
-    Ok(frames.max_by_key(|header| (header.epoch, header.lsn)))
+    let frames: Vec<_> = places
+        .filter_map(|at| {
+            let header = FrameHeader::decode(&bytes[at..])?;
+            Some(FrameHeader { lsn: header.lsn.checked_sub(at as u64)?, ..header })
+        })
+        .collect();
+    let Some(newest) = frames.iter().max_by_key(|header| (header.epoch, header.lsn)) else { return Ok(None) };
+    let own = frames.iter().filter(|header| (header.epoch, header.lsn) == (newest.epoch, newest.lsn));
+    let proven = own.map(|header| header.durable_lsn).fold(superblock.durable_lsn, u64::max);
+    Ok(Some((*newest, proven > newest.lsn)))
 }
 
 fn read_all(found: &Found) -> Result<Bytes> {
@@ -222,7 +249,10 @@ impl Replay<'_> {
                     }
                     None if expected >= self.proven => {
                         let beyond = frames.last().or(next).map_or(expected, FrameHeader::end_lsn);
-                        if beyond > expected || looks_written(&bytes, expected - file.base_lsn) {
+                        // Files are made at their full length: one that ends here lost its end.
+                        let short = file.capacity < self.shared.config.commit_file_bytes as u64
+                            && file.capacity <= expected - file.base_lsn;
+                        if beyond > expected || short || looks_written(&bytes, file.base_lsn, expected) {
                             self.report.cut = Some((expected, beyond - expected));
                         }
                         return Ok((expected, proven_crc));
@@ -236,7 +266,12 @@ impl Replay<'_> {
                         } else {
                             while frames.next_if(|f| f.lsn <= expected).is_some() {}
                             let resume = frames.peek().map_or(file.limit.min(self.proven), |f| f.lsn);
-                            self.lost(expected, resume, "frame header unreadable");
+                            if expected == file.base_lsn && resume == expected + GROUP_ALIGN as u64 {
+                                // A file begins with a note, alone in its sector: no records are lost with it.
+                                self.report.damage.push((expected, "an opening note is damaged".to_owned()));
+                            } else {
+                                self.lost(expected, resume, "frame header unreadable");
+                            }
                             expected = resume;
                         }
                         chain = None;
@@ -326,6 +361,7 @@ impl Replay<'_> {
                     self.hole(entry.partition, entry.base_offset, entry.span, header.lsn, "its frame is damaged");
                 }
             }
+            None if header.kind == Kind::Note => self.report.damage.push((header.lsn, "a note is damaged".to_owned())),
             // A staged batch costs somebody something only if its transaction was committed; that frame will tell.
             Some(_) => self.report.damage.push((header.lsn, "a staged batch or a note is damaged".to_owned())),
             None => self.lost(header.lsn, header.end_lsn(), "descriptor damaged"),
@@ -363,10 +399,10 @@ impl Replay<'_> {
 }
 
 /// Whether a frame was begun here: zeros and the leavings of a file's earlier use are not worth a word.
-fn looks_written(bytes: &[u8], at: u64) -> bool {
-    let rest = bytes.get(at as usize..).unwrap_or_default();
+fn looks_written(bytes: &[u8], base_lsn: u64, lsn: u64) -> bool {
+    let rest = bytes.get((lsn - base_lsn) as usize..).unwrap_or_default();
     let sector = &rest[..rest.len().min(GROUP_ALIGN)];
-    sector.iter().any(|b| *b != 0) && FrameHeader::decode(sector).is_none()
+    sector.iter().any(|b| *b != 0) && FrameHeader::decode(sector).is_none_or(|header| header.lsn == lsn)
 }
 
 /// Sorts the files into those a checkpoint has yet to pass and those free for use.

@@ -1,12 +1,14 @@
 //! A segment: a run of one partition's batches in Kafka's own file layout, written behind the commit log.
 //!
 //! The log trusts a segment only up to the length its manifest (or this process) says; bytes beyond are leftovers of a
-//! crash. The sparse offset index is derived from the batches, rebuilt wherever it is missing, and never evidence.
+//! crash. Within a segment each batch continues the one before it: a batch's offset lies outside its CRC, and this is
+//! what guards it. The sparse offset index is derived from the batches, rebuilt wherever it is missing, and never
+//! evidence.
 
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -14,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::index::SparseIndex;
+use super::{index::SparseIndex, shared::lock};
 use crate::{
     Error, Result,
     batch::{Batch, BatchHeader, HEADER_LEN},
@@ -37,8 +39,10 @@ pub(super) struct Segment {
     path: PathBuf,
     base_offset: i64,
     length: AtomicU64,
-    file: OnceLock<Arc<dyn StorageFile>>,
-    index: std::sync::Mutex<Option<SparseIndex>>,
+    /// Open from its first append to the checkpoint that syncs it: readers open it for themselves, so that no more
+    /// files are open than are written.
+    file: Mutex<Option<Arc<dyn StorageFile>>>,
+    index: Mutex<Option<SparseIndex>>,
 }
 
 impl Segment {
@@ -46,7 +50,7 @@ impl Segment {
     pub(super) fn create(storage: &dyn Storage, folder: &Path, base_offset: i64) -> Result<Self> {
         let segment = Self::listed(folder, SegmentEntry { base_offset, length: 0 });
         let file = storage.open(&segment.path, Open::Fresh)?;
-        let _ = segment.file.set(file);
+        *lock(&segment.file) = Some(file);
         *segment.index() = Some(SparseIndex::default());
         Ok(segment)
     }
@@ -57,8 +61,8 @@ impl Segment {
             path: folder.join(format!("{:020}.log", entry.base_offset)),
             base_offset: entry.base_offset,
             length: AtomicU64::new(entry.length),
-            file: OnceLock::new(),
-            index: std::sync::Mutex::new(None),
+            file: Mutex::new(None),
+            index: Mutex::new(None),
         }
     }
 
@@ -74,15 +78,18 @@ impl Segment {
         SegmentEntry { base_offset: self.base_offset, length: self.length() }
     }
 
-    fn index(&self) -> std::sync::MutexGuard<'_, Option<SparseIndex>> {
-        self.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn index(&self) -> MutexGuard<'_, Option<SparseIndex>> {
+        lock(&self.index)
     }
 
-    fn file(&self, storage: &dyn Storage) -> Result<&Arc<dyn StorageFile>> {
-        if let Some(file) = self.file.get() {
-            return Ok(file);
+    fn file(&self, storage: &dyn Storage) -> Result<Arc<dyn StorageFile>> {
+        if let Some(file) = &*lock(&self.file) {
+            return Ok(Arc::clone(file));
         }
-        let named = |e: std::io::Error| Error::corrupt(format!("segment {}: {e}", self.path.display()));
+        let named = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::corrupt(format!("segment {} is missing", self.path.display())),
+            _ => Error::from(e).context(format!("segment {}", self.path.display())),
+        };
         let file = storage.open(&self.path, Open::Existing).map_err(named)?;
         let (found, listed) = (file.len().map_err(named)?, self.length());
         if found < listed {
@@ -91,12 +98,21 @@ impl Segment {
                 self.path.display()
             )));
         }
-        Ok(self.file.get_or_init(|| file))
+        Ok(file)
+    }
+
+    /// Whether the file is there, as long as it should be.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is not.
+    pub(super) fn check(&self, storage: &dyn Storage) -> Result<()> {
+        self.file(storage).map(drop)
     }
 
     /// Appends whole batches. They become readable here with the return of this call, durable with [`Segment::sync`].
     pub(super) fn append(&self, storage: &dyn Storage, batches: &[Bytes]) -> Result<()> {
         let file = self.file(storage)?;
+        *lock(&self.file) = Some(Arc::clone(&file));
         let start = self.length();
         let run: Vec<u8> = batches.concat();
         file.write_at(&run, start)?;
@@ -111,8 +127,11 @@ impl Segment {
         Ok(())
     }
 
+    /// Makes what was appended durable, and closes the file.
     pub(super) fn sync(&self, storage: &dyn Storage) -> Result<()> {
-        Ok(self.file(storage)?.sync()?)
+        self.file(storage)?.sync()?;
+        *lock(&self.file) = None;
+        Ok(())
     }
 
     /// Writes the index beside the sealed segment, so that a later open need not scan for it.
@@ -126,7 +145,25 @@ impl Segment {
     /// Whole batches from the one that holds `offset` on, up to about `max_bytes` but at least one; none at the end.
     pub(super) fn read(&self, storage: &dyn Storage, offset: i64, max_bytes: usize) -> Result<Vec<Batch>> {
         let length = self.length();
-        let mut position = self.position_before(storage, offset, length)?;
+        let beginning = (self.base_offset, 0);
+        let start = self.start_before(storage, offset, length)?.unwrap_or(beginning);
+        let found = self.read_from(storage, start, length, offset, max_bytes);
+        if found.is_err() && start != beginning {
+            // Where the index leads astray, the batches themselves still tell.
+            return self.read_from(storage, beginning, length, offset, max_bytes);
+        }
+        found
+    }
+
+    /// As [`Segment::read`], from a position where the batch of offset `expected` begins.
+    fn read_from(
+        &self,
+        storage: &dyn Storage,
+        (mut expected, mut position): (i64, u64),
+        length: u64,
+        offset: i64,
+        max_bytes: usize,
+    ) -> Result<Vec<Batch>> {
         let file = self.file(storage)?;
         let mut want = max_bytes.max(READ_BYTES);
         let mut batches = Vec::new();
@@ -143,6 +180,10 @@ impl Segment {
                     break;
                 }
                 let header = BatchHeader::decode(&rest).map_err(|e| self.fault(here, &e))?;
+                if header.base_offset != expected || rest[12..16] != [0; 4] {
+                    let fault = format!("batch of offset {} where {expected} belongs", header.base_offset);
+                    return Err(self.fault(here, &Error::corrupt(fault)));
+                }
                 if header.size_bytes as u64 > length - here {
                     return Err(self.fault(here, &Error::corrupt("batch reaches beyond the segment's end")));
                 }
@@ -151,6 +192,7 @@ impl Segment {
                     break;
                 }
                 at += header.size_bytes;
+                expected = header.next_offset();
                 if header.next_offset() > offset {
                     batches.push(Batch::parse(&rest).map_err(|e| self.fault(here, &e))?);
                     taken += header.size_bytes;
@@ -168,8 +210,8 @@ impl Segment {
         Error::corrupt(format!("segment {} at byte {position}: {}", self.path.display(), error.message()))
     }
 
-    /// A position at or before the batch that holds `offset`, where a batch begins.
-    fn position_before(&self, storage: &dyn Storage, offset: i64, length: u64) -> Result<u64> {
+    /// A batch at or before the one that holds `offset`: its offset and its position, as the index says.
+    fn start_before(&self, storage: &dyn Storage, offset: i64, length: u64) -> Result<Option<(i64, u64)>> {
         let mut index = self.index();
         if index.is_none() {
             *index = match SparseIndex::read(storage, &self.path.with_extension("index"), length) {
@@ -177,7 +219,7 @@ impl Segment {
                 None => Some(self.scan(storage, length)?),
             };
         }
-        Ok(index.as_ref().map_or(0, |index| index.floor(offset)))
+        Ok(index.as_ref().and_then(|index| index.floor(offset)).filter(|(_, position)| *position < length))
     }
 
     /// Rebuilds the index from the batches' headers. Damage ends the index, not the scan: reads will name it.
@@ -186,7 +228,7 @@ impl Segment {
         let mut index = SparseIndex::default();
         let mut buf = vec![0; SCAN_BYTES];
         let (mut start, mut filled) = (0, 0);
-        let mut position = 0;
+        let (mut position, mut expected) = (0, self.base_offset);
         while position + HEADER_LEN as u64 <= length {
             if position < start || position + HEADER_LEN as u64 > start + filled as u64 {
                 let want = SCAN_BYTES.min((length - position) as usize);
@@ -194,6 +236,10 @@ impl Segment {
                 start = position;
             }
             let Ok(header) = BatchHeader::decode(&buf[(position - start) as usize..filled]) else { break };
+            if header.base_offset != expected {
+                break;
+            }
+            expected = header.next_offset();
             index.add(header.base_offset, position, header.size_bytes);
             position += header.size_bytes as u64;
         }

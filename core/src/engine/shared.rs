@@ -150,9 +150,11 @@ impl Shared {
     }
 
     fn remove_partitions(&self, info: &TopicInfo) {
-        let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
-        for id in &info.partitions {
-            let Some(partition) = partitions.remove(id) else { continue };
+        let removed: Vec<_> = {
+            let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
+            info.partitions.iter().filter_map(|id| partitions.remove(id)).collect()
+        };
+        for partition in removed {
             let mut state = partition.state_mut();
             state.deleted = true;
             state.segments.clear();
@@ -162,7 +164,7 @@ impl Shared {
             self.ring_bytes.fetch_sub(held, Ordering::Relaxed);
             state.tail.clear();
             drop(state);
-            lock(&self.arrivals).retain(|(other, _)| other != id);
+            lock(&self.arrivals).retain(|(other, _)| *other != partition.id);
             lock(&self.doomed).extend(partition.folder.parent().map(PathBuf::from));
             partition.appended.notify_waiters();
         }
@@ -179,8 +181,10 @@ impl Shared {
                 if state.tail.front().is_some_and(|batch| batch.header().next_offset() > written) {
                     break;
                 }
-                state.tail.pop_front();
-                self.ring_bytes.fetch_sub(size, Ordering::Relaxed);
+                // Nothing is there where the topic is deleted at this moment: what it held is accounted for there.
+                if state.tail.pop_front().is_some() {
+                    self.ring_bytes.fetch_sub(size, Ordering::Relaxed);
+                }
             }
             arrivals.pop_front();
         }

@@ -74,7 +74,11 @@ impl SuperblockFile {
     }
 
     pub(super) fn open(storage: &dyn Storage, path: &Path) -> Result<Self> {
-        let file = storage.open(path, Open::Existing).map_err(|e| Error::from(e).context("open superblock"))?;
+        // The caller knows that the log exists.
+        let file = storage.open(path, Open::Existing).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::corrupt(format!("{} is missing", path.display())),
+            _ => Error::from(e).context("open superblock"),
+        })?;
         let mut bytes = vec![0; 2 * COPY_LEN];
         let read = file.read_at(&mut bytes, 0)?;
         let current = bytes[..read].chunks(COPY_LEN).filter_map(Superblock::decode).max_by_key(|s| s.generation);

@@ -161,14 +161,12 @@ fn run_writer(writer: &mut SegmentWriter) -> Result<()> {
     writer.prepare_slot()?;
     loop {
         let mut state = lock(&shared.writer);
-        if !state.urgent && !state.closing {
-            if state.dirty.is_empty() {
-                state = shared.writer_work.wait(state).unwrap_or_else(PoisonError::into_inner);
-            } else {
-                let waited = shared.writer_work.wait_timeout(state, WRITE_BEHIND);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            }
+        while state.dirty.is_empty() && !state.urgent && !state.closing {
+            state = shared.writer_work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        // What came is left to grow for a while, so that runs are large.
+        let waited = shared.writer_work.wait_timeout_while(state, WRITE_BEHIND, |s| !s.urgent && !s.closing);
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
         let urgent = std::mem::take(&mut state.urgent);
         let closing = state.closing;
         drop(state);
@@ -176,7 +174,14 @@ fn run_writer(writer: &mut SegmentWriter) -> Result<()> {
         if closing {
             return writer.finish();
         }
-        let pressed = shared.unwritten_bytes.load(Ordering::Relaxed) > shared.config.ring_bytes / 4;
+        let ring_bytes = shared.config.ring_bytes;
+        let pressed = shared.unwritten_bytes.load(Ordering::Relaxed) > ring_bytes / 4;
         writer_pass(writer, !urgent || !pressed)?;
+        // Many partitions with little each: large runs alone do not make room, nor let the oldest be forgotten.
+        if shared.unwritten_bytes.load(Ordering::Relaxed).max(shared.ring_bytes.load(Ordering::Relaxed) / 2)
+            > ring_bytes / 2
+        {
+            writer.write_behind(true)?;
+        }
     }
 }

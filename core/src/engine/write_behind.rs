@@ -12,16 +12,18 @@ use bytes::Bytes;
 
 use super::{
     manifest::{self, Manifest, PartitionEntry},
-    partition::Partition,
+    partition::{Damage, Partition},
     segment::Segment,
     shared::{Shared, lock},
     slots::Slot,
     superblock::{Superblock, SuperblockFile},
 };
-use crate::{Error, Result, topic::PartitionId};
+use crate::{Error, ErrorKind, Result, topic::PartitionId};
 
 /// A partition with fewer unwritten bytes waits for more, or for its second to be over.
 const RUN_BYTES: usize = 256 << 10;
+/// No run is copied together that is larger, whatever a segment may hold.
+const MAX_RUN_BYTES: usize = 8 << 20;
 
 pub(super) struct SegmentWriter {
     pub(super) shared: Arc<Shared>,
@@ -86,7 +88,8 @@ impl SegmentWriter {
 
     fn write_partition(&mut self, partition: &Partition, all: bool) -> Result<()> {
         loop {
-            let (batches, bytes, next) = unwritten_run(partition, self.shared.config.segment_bytes as usize);
+            let (batches, bytes, next) =
+                unwritten_run(partition, MAX_RUN_BYTES.min(self.shared.config.segment_bytes as usize));
             if batches.is_empty() {
                 self.mark_clean(partition);
                 return Ok(());
@@ -120,19 +123,29 @@ impl SegmentWriter {
 
     /// The segment a run goes to: the last one, or a new one where that is full or there is none.
     fn segment_for(&mut self, partition: &Partition, bytes: u64) -> Result<Arc<Segment>> {
-        let (last, next) = {
+        let (last, next, written) = {
             let state = partition.state();
-            (state.segments.last().cloned(), first_unwritten(&state))
+            (state.segments.last().cloned(), first_unwritten(&state), state.written_offset)
         };
-        if let Some(last) = &last {
-            if last.length() == 0 || last.length() + bytes <= self.shared.config.segment_bytes {
+        let storage = &*self.shared.storage;
+        match last.as_ref().map(|last| (last, last.check(storage))) {
+            // Lost records lie between: within a segment there are no gaps.
+            Some((last, Ok(()))) if next != written => last.seal(storage)?,
+            Some((last, Ok(()))) if last.length() == 0 || last.length() + bytes <= self.shared.config.segment_bytes => {
                 return Ok(Arc::clone(last));
             }
-            last.seal(&*self.shared.storage)?;
+            Some((last, Ok(()))) => last.seal(storage)?,
+            // Lost on the disk: that costs this partition its records, not the others their log.
+            Some((last, Err(error))) if error.kind() == ErrorKind::Corrupt => {
+                tracing::error!(partition = partition.name, error = %error, "segment is damaged");
+                let cause = error.message().to_owned();
+                partition.add_damage(Damage { from: last.base_offset(), to: Some(written), cause });
+            }
+            Some((_, Err(error))) => return Err(error),
+            None => {}
         }
-        let storage = &*self.shared.storage;
+        storage.create_dir(&partition.folder)?;
         if last.is_none() {
-            storage.create_dir(&partition.folder)?;
             for folder in partition.folder.ancestors().skip(1).take(3) {
                 self.new_folders.insert(folder.to_path_buf());
             }
@@ -167,7 +180,16 @@ impl SegmentWriter {
         let old = self.superblock.current();
         let number = old.manifest + 1;
         self.manifest().write(&*storage, &manifest::path(&self.shared.data_dir, number))?;
-        self.superblock.write(Superblock { checkpoint_lsn, durable_lsn: published.lsn, manifest: number, ..old })?;
+        // Twice: what the other copy needs is about to go, and either copy alone must do.
+        for _ in 0..2 {
+            let current = self.superblock.current();
+            self.superblock.write(Superblock {
+                checkpoint_lsn,
+                durable_lsn: published.lsn,
+                manifest: number,
+                ..current
+            })?;
+        }
         self.shared.checkpoint_lsn.store(checkpoint_lsn, Ordering::Release);
         lock(&self.shared.slots).release(checkpoint_lsn);
         self.remove_leftovers(old.manifest);
@@ -228,7 +250,8 @@ fn unwritten_run(partition: &Partition, limit: usize) -> (Vec<Bytes>, usize, i64
     let first = state.tail.partition_point(|b| b.header().next_offset() <= state.written_offset);
     let (mut batches, mut bytes, mut next) = (Vec::new(), 0, state.written_offset);
     for batch in state.tail.range(first..) {
-        if !batches.is_empty() && bytes + batch.bytes().len() > limit {
+        let continues = batch.header().base_offset == next;
+        if !batches.is_empty() && (!continues || bytes + batch.bytes().len() > limit) {
             break;
         }
         bytes += batch.bytes().len();

@@ -10,6 +10,7 @@ use std::{io, path::Path, sync::Arc};
 pub use os::{OsLock, OsStorage};
 
 /// An open file. All access is by position; there is no cursor.
+#[expect(clippy::len_without_is_empty, reason = "a file's length is asked to be compared, never with zero")]
 pub trait StorageFile: Send + Sync {
     /// Reads up to `buf.len()` bytes at `position`; fewer only at the end of the file.
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize>;

@@ -1,0 +1,9 @@
+//! The engine against a disk that crashes, lies and rots; against real threads; and against a plain `Vec`.
+
+mod crash;
+mod damage;
+mod harness;
+mod model;
+mod real;
+mod sim;
+mod sync;
