@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
 /// One durable log; connectors, SQL and stream jobs over it.
 #[derive(Debug, Parser)]
@@ -135,6 +135,7 @@ pub enum Topic {
     /// Make a topic
     Create {
         /// Its name: A-Z a-z 0-9 . _ -
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// Number of partitions
         #[arg(short, long, default_value_t = 1)]
@@ -145,6 +146,7 @@ pub enum Topic {
     /// Delete a topic and its records
     Delete {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         #[command(flatten)]
         log: Target,
@@ -154,6 +156,7 @@ pub enum Topic {
 #[derive(Debug, Args)]
 pub struct Produce {
     /// The topic; made with one partition where it does not exist
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub topic: String,
     /// What separates key and value in a line; without it lines have no key
     #[arg(short = 'K', long, value_name = "TEXT")]
@@ -165,6 +168,7 @@ pub struct Produce {
 #[derive(Debug, Args)]
 pub struct Consume {
     /// The topic
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub topic: String,
     /// Where to begin: start, end, or an offset of every partition
     #[arg(long, default_value = "start")]

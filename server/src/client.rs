@@ -1,7 +1,7 @@
 //! How a command reaches a log: by the same HTTP requests, whether the log is in this process, behind its owner's
 //! socket, or behind a server's port. So a command behaves the same in all three.
 
-use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use axum::{
@@ -22,6 +22,10 @@ use crate::{
     cli::Target,
     node::{Node, Owner, socket_path},
 };
+
+/// How long an owner may hold the lock without answering.
+const OWNER_PATIENCE: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A log, wherever it is.
 pub enum Client {
@@ -44,16 +48,21 @@ impl Client {
         if let Some(server) = &target.server {
             return Ok(Self::Server(authority(server)?));
         }
-        match Node::open(&target.data_dir, command).await? {
-            Ok(node) => {
-                let router = node.router();
-                Ok(Self::Own(Box::new(node), router))
+        let until = Instant::now() + OWNER_PATIENCE;
+        loop {
+            let holder = match Node::open(&target.data_dir, command).await? {
+                Ok(node) => {
+                    let router = node.router();
+                    return Ok(Self::Own(Box::new(node), router));
+                }
+                Err(Owner(holder)) => holder,
+            };
+            let (path, folder) = socket_path(&target.data_dir)?;
+            // An owner that opens its log has the lock but no socket yet; one that closes it will leave the lock.
+            if UnixStream::connect(&path).await.is_ok() || Instant::now() >= until {
+                return Ok(Self::Socket { path, _folder: folder, holder });
             }
-            Err(Owner(holder)) => {
-                let (path, folder) = socket_path(&target.data_dir)?;
-                wait_for_socket(&path).await;
-                Ok(Self::Socket { path, _folder: folder, holder })
-            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -182,12 +191,8 @@ fn authority(server: &str) -> anyhow::Result<String> {
     }
 }
 
-/// An owner that is still opening its log has the lock but no socket yet.
-async fn wait_for_socket(path: &Path) {
-    for _ in 0..100 {
-        if UnixStream::connect(path).await.is_ok() {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+/// Text as one segment of a path, or one value of a query: whatever a user types stays in its place.
+pub fn escape(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

@@ -30,7 +30,7 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(ErrorKind::Invalid) => 2,
         Some(ErrorKind::NotFound) => 3,
         Some(ErrorKind::Conflict) => 4,
-        Some(ErrorKind::Unavailable) => 69,
+        Some(ErrorKind::Unavailable | ErrorKind::Closed) => 69,
         Some(ErrorKind::Denied) => 77,
         _ => 1,
     }

@@ -106,7 +106,9 @@ impl Node {
 
 fn report_recovery(engine: &Engine, data_dir: &Path) {
     let report = engine.recovery();
-    if let Some((lsn, bytes)) = report.cut {
+    if let Some((lsn, bytes)) = report.cut
+        && bytes > 0
+    {
         eprintln!(
             "{}: {bytes} unfinished bytes at LSN {lsn} were cut; nothing acknowledged was in them",
             data_dir.display()

@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use serde_json::{Map, Value as Json};
 use tokio::task::spawn_blocking;
 
-use super::{Capture, Position, Pruned, Snapshot, SqliteSink, capture::DEFAULT_BUDGET, catalog::open_source};
+use super::{
+    Capture, Position, Pruned, Snapshot, SqliteSink, capture::DEFAULT_BUDGET, catalog::open_source, position::CopyState,
+};
 use crate::{
     Error, Result,
     change::{Change, Op, Row, TableSchema},
@@ -49,6 +51,8 @@ pub struct Follower {
     /// The position as stored or about to be, by part.
     parts: BTreeMap<String, String>,
     latest: Position,
+    /// The tables of the stored position that are not copied anew.
+    known: Vec<String>,
     /// Readers do not hold up writers: no pause is needed while there is more.
     wal: bool,
     next_prune: Instant,
@@ -69,6 +73,8 @@ impl Follower {
         once: bool,
     ) -> Result<Self> {
         let position = join_position(&stored)?;
+        let known = position.iter().flat_map(|position| &position.tables).map(|table| table.schema.name.clone());
+        let known = known.filter(|name| !recopy.contains(name)).collect();
         let opened = spawn_blocking(move || -> Result<_> {
             let wal = is_wal(&path)?;
             Ok((Capture::open(&path, tables, position, &recopy)?, wal))
@@ -77,17 +83,17 @@ impl Follower {
         let latest = capture.position().clone();
         let tables = capture.tables().cloned().collect();
         let next_prune = Instant::now() + PRUNE_INTERVAL;
-        Ok(Self { capture: Some(capture), tables, parts: stored, latest, wal, next_prune, once })
+        Ok(Self { capture: Some(capture), tables, parts: stored, latest, known, wal, next_prune, once })
     }
 
-    /// Puts tables back to "not copied".
+    /// Lets the copy of tables begin again. Their journals stay: what they hold is not lost to the copy.
     ///
     /// # Errors
-    /// As a recopy.
+    /// `Closed` after a call that was given up.
     pub async fn restart_copy(&mut self, names: Vec<String>) -> Result<()> {
         let position = blocking(&mut self.capture, move |capture| {
-            for name in &names {
-                capture.reset_table(name)?;
+            for table in capture.position.tables.iter_mut().filter(|table| names.contains(&table.schema.name)) {
+                table.copy = CopyState::NotStarted;
             }
             Ok(capture.position().clone())
         });
@@ -103,6 +109,11 @@ impl Follower {
     /// Names of the tables whose copy has not begun.
     pub fn not_started(&self) -> Vec<String> {
         self.latest.not_started()
+    }
+
+    /// Whether the stored position knows a table: what its topic holds then came from this capture.
+    pub fn knew(&self, name: &str) -> bool {
+        self.known.iter().any(|known| known == name)
     }
 
     /// Notes the parts that differ from those stored.

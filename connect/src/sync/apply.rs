@@ -43,6 +43,8 @@ pub(super) struct Apply {
     pub(super) routes: Vec<Route>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) fed: Arc<Notify>,
+    /// The source had no more to give; before that, having all of the log is not being in step.
+    pub(super) drained: Arc<AtomicBool>,
     /// The source's half is done: what the log has now is all.
     pub(super) source_ended: Arc<AtomicBool>,
 }
@@ -73,10 +75,13 @@ impl Apply {
         let mut tables_made = false;
         while !*stop.borrow() {
             let ended = self.source_ended.load(Ordering::Acquire);
+            let drained = self.drained.load(Ordering::Acquire);
             match self.step(&mut tables_made).await {
                 Ok(0) if ended => return Ok(()),
                 Ok(0) => {
-                    self.observer.caught_up();
+                    if drained {
+                        self.observer.caught_up();
+                    }
                     tokio::select! {
                         () = self.fed.notified() => {}
                         () = pause(&mut stop, LOOK_INTERVAL) => {}

@@ -1,7 +1,10 @@
 //! The source's half of a sync: polls, converts, writes changes and position in one transaction of the log.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,6 +49,8 @@ pub(super) struct Feed {
     pub(super) observer: Arc<dyn Observer>,
     /// Tells the other half that there is something to apply.
     pub(super) fed: Arc<Notify>,
+    /// The source had no more to give when it was last asked, and all it gave is committed.
+    pub(super) drained: Arc<AtomicBool>,
     /// Whether the open transaction holds anything.
     pub(super) staged: bool,
 }
@@ -70,6 +75,9 @@ impl Feed {
             let committed = std::mem::take(&mut self.staged);
             if committed {
                 self.writer.commit().await?;
+            }
+            let was_drained = self.drained.swap(!polled.more, Ordering::AcqRel);
+            if committed || was_drained == polled.more {
                 self.fed.notify_one();
             }
             if committed || tidied.elapsed() >= TIDY_INTERVAL {

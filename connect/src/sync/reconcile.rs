@@ -53,7 +53,9 @@ impl Reconciler {
                     let row = hash_row(schema.id, change.after.as_deref().unwrap_or_default());
                     this.rows.insert(hash, Known { row, pass: 0 });
                 }
-                _ => drop(this.rows.remove(&hash)),
+                _ => {
+                    this.rows.remove(&hash);
+                }
             }
             Ok(())
         })
@@ -100,7 +102,9 @@ impl Reconciler {
             Ok(())
         })
         .await?;
-        unseen.iter().for_each(|key| drop(self.rows.remove(key)));
+        for key in &unseen {
+            self.rows.remove(key);
+        }
         Ok(gone.into_values().flatten().collect())
     }
 }

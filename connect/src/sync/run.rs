@@ -55,7 +55,7 @@ pub trait Observer: Send + Sync {
     fn finished(&self, table: usize);
     /// Records were applied to the target.
     fn applied(&self, records: u64);
-    /// The target has all that the log has.
+    /// The target has all that the log has, and the log all that the source had.
     fn caught_up(&self);
     /// Something outside is not there; it is tried again.
     fn waiting(&self, error: &Error);
@@ -86,12 +86,20 @@ pub async fn run(
     run.await.map_err(|error| with_file(error, &spec.file).context(format!("sync {}", spec.name)))
 }
 
-/// Messages of a connector leave the sync file's name open.
+/// Messages of a connector leave the sync file's name open, and end with the table's. What is printed can be typed.
 fn with_file(error: Error, file: &Path) -> Error {
     let text = error.to_string();
-    match text.contains("sync run FILE") {
-        true => Error::new(error.kind(), text.replace("sync run FILE", &format!("sync run {}", file.display()))),
-        false => error,
+    let Some((before, table)) = text.split_once("sync run FILE --recopy ") else { return error };
+    let (file, table) = (shell_word(&file.to_string_lossy()), shell_word(table));
+    Error::new(error.kind(), format!("{before}sync run {file} --recopy {table}"))
+}
+
+/// Text as one word of a shell's command line.
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_-./".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }
 
@@ -132,7 +140,9 @@ impl Runner<'_> {
             let again: Vec<_> =
                 follower.unfinished().into_iter().filter(|t| stored.contains_key(&reconcile_part(t))).collect();
             follower.restart_copy(again).await?;
-            let begins = follower.not_started();
+            // A table that waits since an earlier start has nothing in its topic but what this capture brought there.
+            let anew = |table: &String| !follower.knew(table) || stored.contains_key(&reconcile_part(table));
+            let begins = follower.not_started().into_iter().filter(anew).collect();
             (Box::new(follower), begins)
         };
         self.drive(source, writer, target, &begins, stop).await
@@ -171,6 +181,7 @@ impl Runner<'_> {
         source.commit().await?;
         let fed = Arc::new(Notify::new());
         let source_ended = Arc::new(AtomicBool::new(false));
+        let drained = Arc::new(AtomicBool::new(false));
         let routes = tables.iter().map(|schema| Route { schema: schema.clone(), next_offset: 0 }).collect();
         let mut apply = Apply {
             session: Arc::clone(&self.session),
@@ -179,6 +190,7 @@ impl Runner<'_> {
             routes,
             observer: Arc::clone(&self.observer),
             fed: Arc::clone(&fed),
+            drained: Arc::clone(&drained),
             source_ended: Arc::clone(&source_ended),
         };
         apply.prepare().await?;
@@ -192,6 +204,7 @@ impl Runner<'_> {
             reconcilers,
             observer: Arc::clone(&self.observer),
             fed: Arc::clone(&fed),
+            drained,
             staged: false,
         };
         let feed_stop = stop.clone();

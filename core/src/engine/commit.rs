@@ -354,7 +354,9 @@ impl Committer {
 
     fn write_group(&mut self, bytes: &[u8]) -> Result<()> {
         let position = self.next_lsn - self.slot.base_lsn;
-        self.slot.file.write_at(bytes, position).map_err(|e| Error::from(e).context("write the commit log"))?;
+        let written = self.slot.file.write_at(bytes, position);
+        let ended = written.and_then(|()| self.slot.end_with_zeros(position + bytes.len() as u64));
+        ended.map_err(|e| Error::from(e).context("write the commit log"))?;
         self.slot.file.sync().map_err(|e| Error::from(e).context("fdatasync of the commit log"))?;
         self.next_lsn += bytes.len() as u64;
         self.durable_lsn = self.next_lsn;

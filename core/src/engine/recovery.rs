@@ -456,6 +456,7 @@ fn begin_epoch(
     let (content, content_crc) = group.finish();
     let slot = take_slot(shared, continues_lsn, first.len() + content.len())?;
     let durable = |what: &str, e: std::io::Error| Error::from(e).context(what.to_owned());
+    slot.end_with_zeros((first.len() + content.len()) as u64).map_err(|e| durable("open the epoch", e))?;
     if !content.is_empty() {
         slot.file.write_at(&content, first.len() as u64).map_err(|e| durable("rewrite the last group", e))?;
         slot.file.sync().map_err(|e| durable("sync the last group", e))?;

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use super::frame::GROUP_ALIGN;
 use crate::{
     Result,
     storage::{Open, Storage, StorageFile},
@@ -40,6 +41,17 @@ impl Slot {
         file.sync()?;
         storage.sync_dir(folder)?;
         Ok(Self { file, path, capacity: capacity as u64, base_lsn: 0, end_lsn: 0 })
+    }
+}
+
+impl Slot {
+    /// Clears the sector after the last group, where there is one: what stands there at recovery was begun by a group that
+    /// did not come to its end, and is no leaving of the file's earlier use.
+    pub(super) fn end_with_zeros(&self, position: u64) -> std::io::Result<()> {
+        if position + GROUP_ALIGN as u64 > self.capacity {
+            return Ok(());
+        }
+        self.file.write_at(&[0; GROUP_ALIGN], position)
     }
 }
 

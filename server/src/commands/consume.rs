@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use super::{print_bytes, stop_signal};
 use crate::{
     cli::Consume,
-    client::{Client, copy_body},
+    client::{Client, copy_body, escape},
 };
 
 pub async fn run(command: Consume) -> anyhow::Result<ExitCode> {
@@ -25,8 +25,8 @@ pub async fn run(command: Consume) -> anyhow::Result<ExitCode> {
 
 async fn print_records(client: &Client, command: &Consume) -> anyhow::Result<()> {
     let limit = command.count.map(|count| format!("&limit={count}")).unwrap_or_default();
-    let from: String = command.from.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-    let path = format!("/v1/topics/{}/records?from={from}&follow={}{limit}", command.topic, !command.exit);
+    let (topic, from) = (escape(&command.topic), escape(&command.from));
+    let path = format!("/v1/topics/{topic}/records?from={from}&follow={}{limit}", !command.exit);
     let answer = client.send(Method::GET, &path, "").await?;
     let mut rest = Vec::new();
     copy_body(answer, |piece| {

@@ -13,7 +13,7 @@ use std::{
 
 use tidemill_connect::sync::{
     file::load,
-    run::{Observer, RunOptions, run as run_sync},
+    run::{Observer, RunOptions, run as run_sync, shell_word},
     verify::verify,
 };
 use tidemill_core::Error;
@@ -149,8 +149,8 @@ fn verdict(written: &Written, equal: bool) -> ExitCode {
 }
 
 fn go_on(folder: &Path) {
-    let folder = folder.display();
-    println!("\nThe files are in {folder}. To go on by hand:\n");
-    println!("  tidemill sync run {folder}/shop.toml --data-dir {folder}/data");
-    println!("  tidemill sql --data-dir {folder}/data 'select count(*) from orders'");
+    let word = |file: &str| shell_word(&folder.join(file).to_string_lossy());
+    println!("\nThe files are in {}. To go on by hand:\n", folder.display());
+    println!("  tidemill sync run {} --data-dir {}", word("shop.toml"), word("data"));
+    println!("  tidemill sql --data-dir {} 'select count(*) from orders'", word("data"));
 }

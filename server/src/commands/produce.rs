@@ -7,7 +7,10 @@ use serde_json::json;
 use tidemill_core::{Error, ErrorKind};
 use tokio::sync::mpsc;
 
-use crate::{cli::Produce, client::Client};
+use crate::{
+    cli::Produce,
+    client::{Client, escape},
+};
 
 /// Lines that wait to be sent; the reader of standard input waits beyond.
 const WAITING_LINES: usize = 10_000;
@@ -30,7 +33,7 @@ async fn send_lines(client: &Client, command: &Produce) -> anyhow::Result<u64> {
         Err(error) if error.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::Conflict) => {}
         Err(error) => return Err(error),
     }
-    let path = format!("/v1/topics/{}/records", command.topic);
+    let path = format!("/v1/topics/{}/records", escape(&command.topic));
     let mut lines = read_lines();
     let mut count = 0;
     let mut number = 0;

@@ -27,7 +27,6 @@ struct Shown {
     unfinished: AtomicU64,
     rows: AtomicU64,
     started: Instant,
-    copied: AtomicBool,
     following: AtomicBool,
     waiting: Mutex<String>,
 }
@@ -55,7 +54,6 @@ impl Progress {
             unfinished: AtomicU64::new(0),
             rows: AtomicU64::new(0),
             started: Instant::now(),
-            copied: AtomicBool::new(false),
             following: AtomicBool::new(false),
             waiting: Mutex::default(),
         });
@@ -103,7 +101,6 @@ impl Observer for SyncProgress {
     fn copied(&self, table: usize, rows: u64) {
         let shown = &self.shown;
         let so_far = shown.rows.fetch_add(rows, Ordering::Relaxed) + rows;
-        shown.copied.store(true, Ordering::Relaxed);
         if so_far.is_multiple_of(64) {
             shown.bar.set_position(so_far);
             let tables = shown.tables.lock().unwrap_or_else(PoisonError::into_inner);
@@ -130,8 +127,7 @@ impl Observer for SyncProgress {
         if self.once || shown.following.load(Ordering::Relaxed) {
             return;
         }
-        let copying = shown.copied.load(Ordering::Relaxed) && shown.unfinished.load(Ordering::Relaxed) > 0;
-        if !copying && !shown.following.swap(true, Ordering::Relaxed) {
+        if !shown.following.swap(true, Ordering::Relaxed) {
             shown.bar.finish_and_clear();
             let rows = shown.rows.load(Ordering::Relaxed);
             let copied = if rows > 0 { format!("{rows} rows copied; ") } else { String::new() };

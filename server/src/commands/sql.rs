@@ -2,6 +2,7 @@
 
 use std::{
     io::{IsTerminal, Read},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -14,6 +15,9 @@ use crate::{
     cli::{Output, Sql},
     client::{Client, copy_body},
 };
+
+/// Lines of the shell's history that are kept.
+const HISTORY_LINES: usize = 1_000;
 
 const HELP: &str = "\
 Statements end with a semicolon.
@@ -46,13 +50,15 @@ async fn ask(client: &Client, query: &str, output: Output) -> anyhow::Result<()>
     copy_body(answer, print_bytes).await
 }
 
-/// Statements from standard input, each with its semicolon; the first that fails ends it.
+/// Statements from standard input, the last one with or without its semicolon; the first that fails ends it.
 async fn script(client: &Client, output: Output) -> anyhow::Result<()> {
     let text = tokio::task::spawn_blocking(|| {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)
     });
-    for statement in statements(&text.await??).0 {
+    let (mut whole, rest) = statements(&text.await??);
+    whole.extend((!is_blank(&rest)).then_some(rest));
+    for statement in whole {
         ask(client, &statement, output).await?;
     }
     Ok(())
@@ -60,10 +66,12 @@ async fn script(client: &Client, output: Output) -> anyhow::Result<()> {
 
 async fn shell(client: &Client, output: Output) -> anyhow::Result<()> {
     println!("tidemill {}; \\? for help, \\q to quit", env!("CARGO_PKG_VERSION"));
-    let history = std::env::var_os("HOME").map(|home| std::path::PathBuf::from(home).join(".tidemill_history"));
+    let history_file = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".tidemill_history"));
+    let history = history_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+    let mut history: Vec<String> = history.lines().map(str::to_owned).collect();
     let mut editor = rustyline::DefaultEditor::new()?;
-    if let Some(history) = &history {
-        let _ = editor.load_history(history);
+    for line in &history {
+        editor.add_history_entry(line)?;
     }
     let mut pending = String::new();
     loop {
@@ -81,11 +89,13 @@ async fn shell(client: &Client, output: Output) -> anyhow::Result<()> {
                 }
             }
             Ok(line) => {
-                let _ = editor.add_history_entry(line.as_str());
+                if editor.add_history_entry(line.as_str())? {
+                    history.push(line.clone());
+                }
                 pending.push_str(&line);
                 pending.push('\n');
                 let (whole, rest) = statements(&pending);
-                pending = if rest.trim().is_empty() { String::new() } else { rest };
+                pending = if is_blank(&rest) { String::new() } else { rest };
                 for statement in whole {
                     if let Err(error) = ask(client, &statement, output).await {
                         eprintln!("error: {error:#}");
@@ -97,8 +107,10 @@ async fn shell(client: &Client, output: Output) -> anyhow::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    if let Some(history) = &history {
-        let _ = editor.save_history(history);
+    if let Some(file) = history_file {
+        let newest = &history[history.len().saturating_sub(HISTORY_LINES)..];
+        // A shell without a history is still a shell.
+        let _ = std::fs::write(file, newest.iter().map(|line| format!("{line}\n")).collect::<String>());
     }
     Ok(())
 }
@@ -139,8 +151,13 @@ fn statements(text: &str) -> (Vec<String>, String) {
             _ => {}
         }
     }
-    whole.retain(|statement| !statement.trim().is_empty());
+    whole.retain(|statement| !is_blank(statement));
     (whole, text[start..].to_owned())
+}
+
+/// Whether there is nothing to run in it: only white space and comments.
+fn is_blank(text: &str) -> bool {
+    text.lines().map(str::trim_start).all(|line| line.is_empty() || line.starts_with("--"))
 }
 
 #[cfg(test)]

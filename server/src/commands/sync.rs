@@ -1,11 +1,6 @@
 //! `tidemill sync`.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use futures::future::try_join_all;
 use tidemill_connect::{
@@ -14,10 +9,11 @@ use tidemill_connect::{
         check::check,
         file::{SyncSpec, load},
         remove::remove,
-        run::{RunOptions, run as run_sync},
+        run::{RunOptions, run as run_sync, shell_word},
         verify::verify,
     },
 };
+use tidemill_core::Error;
 
 use super::{progress::Progress, stop_signal};
 use crate::{
@@ -43,7 +39,7 @@ async fn follow(file: &Path, options: RunOptions, log: &Owned) -> anyhow::Result
     let specs = read(file)?;
     let mut stop = stop_signal()?;
     let node = Node::own(&log.data_dir, &format!("sync run {}", file.display())).await?;
-    let result = run_specs(&node, &specs, &options, &stop).await;
+    let result = run_specs(&node, &specs, &options, &stop).await.map_err(|error| with_data_dir(error, file, log));
     let stopped = *stop.borrow_and_update();
     // Whatever happened, the log is closed in order first.
     node.close().await?;
@@ -52,6 +48,17 @@ async fn follow(file: &Path, options: RunOptions, log: &Owned) -> anyhow::Result
         eprintln!("stopped; start the same command again to go on");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command that an error names works on the same log.
+fn with_data_dir(error: anyhow::Error, file: &Path, log: &Owned) -> anyhow::Error {
+    let Some(known) = error.downcast_ref::<Error>() else { return error };
+    let command = format!("tidemill sync run {}", shell_word(&file.to_string_lossy()));
+    let (text, folder) = (known.to_string(), shell_word(&log.data_dir.to_string_lossy()));
+    match text.contains(&command) {
+        true => Error::new(known.kind(), text.replace(&command, &format!("{command} --data-dir {folder}"))).into(),
+        false => error,
+    }
 }
 
 async fn run_specs(
@@ -120,7 +127,7 @@ async fn compare(file: &Path, wait: f64) -> anyhow::Result<ExitCode> {
     Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn forget(file: &PathBuf, log: &Owned) -> anyhow::Result<ExitCode> {
+async fn forget(file: &Path, log: &Owned) -> anyhow::Result<ExitCode> {
     let specs = read(file)?;
     let node = Node::own(&log.data_dir, &format!("sync rm {}", file.display())).await?;
     let result = async {

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use super::print_bytes;
 use crate::{
     cli::{Output, Topic},
-    client::Client,
+    client::{Client, escape},
 };
 
 pub async fn run(command: Topic) -> anyhow::Result<ExitCode> {
@@ -33,7 +33,9 @@ async fn act(client: &Client, command: &Topic) -> anyhow::Result<()> {
             let body = json!({ "name": name, "partitions": partitions });
             client.call(Method::POST, "/v1/topics", Some(body)).await.map(drop)
         }
-        Topic::Delete { name, .. } => client.call(Method::DELETE, &format!("/v1/topics/{name}"), None).await.map(drop),
+        Topic::Delete { name, .. } => {
+            client.call(Method::DELETE, &format!("/v1/topics/{}", escape(name)), None).await.map(drop)
+        }
     }
 }
 
