@@ -54,11 +54,13 @@ impl Kind {
     }
 
     fn fits(self, value: &Value) -> bool {
-        match (self, value) {
-            (_, Value::Null) | (Self::Any, _) => true,
-            (Self::Integer, Value::Integer(_)) | (Self::Real, Value::Integer(_) | Value::Real(_)) => true,
-            (Self::Text, Value::Text(_)) | (Self::Blob, Value::Blob(_)) => true,
-            _ => false,
+        match self {
+            _ if *value == Value::Null => true,
+            Self::Any => true,
+            Self::Integer => matches!(value, Value::Integer(_)),
+            Self::Real => matches!(value, Value::Integer(_) | Value::Real(_)),
+            Self::Text => matches!(value, Value::Text(_)),
+            Self::Blob => matches!(value, Value::Blob(_)),
         }
     }
 }
@@ -289,7 +291,7 @@ mod tests {
             Value::Real(0.1 + 0.2),
             Value::Real(5e-324),
             Value::Real(f64::MAX),
-            Value::Real(9.223372036854775807e18),
+            Value::Real(9.223372036854776e18),
             Value::Real(f64::INFINITY),
             Value::Real(f64::NEG_INFINITY),
             Value::Text("a\0b \u{1F300}".into()),

@@ -1,6 +1,6 @@
 //! `sync rm`: removes what a sync made in the source, in the log and in the target's bookkeeping. The target's tables stay.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use tidemill_core::log::{Session, Table};
 
@@ -23,7 +23,11 @@ pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec) -> Result<Vec<St
     let mut done = Vec::new();
     let owner = owner_of(&spec.name);
     let mut writer = session.writer(&owner).await?;
-    let captured = writer.positions().contains_key("capture");
+    let prefix = format!("{}.", spec.name);
+    let topics: Vec<_> = session.topics().await?.into_iter().filter(|topic| topic.name.starts_with(&prefix)).collect();
+    // A log that knows nothing of the sync: its data directory was lost, and nobody else can remove the capture.
+    let unknown = writer.positions().is_empty() && topics.is_empty();
+    let captured = writer.positions().contains_key("capture") || (unknown && from.exists() && carries_capture(from)?);
     if captured && from.exists() {
         let path = from.clone();
         let removed = tokio::task::spawn_blocking(move || sqlite::uninstall(&path, None));
@@ -36,8 +40,7 @@ pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec) -> Result<Vec<St
         writer.set_position(&name, None);
     }
     writer.commit().await?;
-    let prefix = format!("{}.", spec.name);
-    for topic in session.topics().await?.into_iter().filter(|topic| topic.name.starts_with(&prefix)) {
+    for topic in topics {
         session.delete_topic(&topic.name).await?;
         done.push(format!("topic {} deleted", topic.name));
     }
@@ -53,4 +56,10 @@ pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec) -> Result<Vec<St
         done.push(format!("target {}: positions removed, its tables stay", to.display()));
     }
     Ok(done)
+}
+
+fn carries_capture(source: &Path) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND substr(name, 1, 4) = '_tm_')";
+    let found = sqlite::open_source(source)?.query_row(sql, [], |row| row.get(0));
+    found.map_err(|e| Error::unavailable(format!("look into {}", source.display())).with_source(e))
 }
