@@ -1,0 +1,11 @@
+//! Integration tests of the binary, as a user runs it. The other program, which writes the sources, is Python's SQLite.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod cli;
+mod demo;
+mod follow;
+mod kill9;
+mod ledger;
+mod one_owner;
+mod readme;
+mod support;

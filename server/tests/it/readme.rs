@@ -1,0 +1,90 @@
+//! Every command of the README that follows a `<!-- test -->` line runs, in order, in one shell, and prints what the README
+//! says it prints.
+
+use crate::support::Folder;
+
+const MARK: &str = "<!-- test -->";
+
+/// A marked block of commands, and what it must print if that is told.
+#[derive(Debug, PartialEq)]
+struct Block {
+    line: usize,
+    commands: String,
+    output: Option<String>,
+}
+
+/// The marked blocks; an error where there is none, or a mark stands before something else.
+fn blocks(text: &str) -> Result<Vec<Block>, String> {
+    let mut lines = text.lines().enumerate().map(|(at, line)| (at + 1, line)).peekable();
+    let mut blocks: Vec<Block> = Vec::new();
+    while let Some((line, text)) = lines.next() {
+        if text.trim() != MARK {
+            continue;
+        }
+        while lines.next_if(|(_, line)| line.trim().is_empty()).is_some() {}
+        let commands = fenced(&mut lines, "sh").ok_or_else(|| format!("line {line}: no ```sh block after the mark"))?;
+        while lines.next_if(|(_, line)| line.trim().is_empty()).is_some() {}
+        blocks.push(Block { line, commands, output: fenced(&mut lines, "text") });
+    }
+    if blocks.is_empty() { Err(format!("no {MARK} in it")) } else { Ok(blocks) }
+}
+
+fn fenced<'a>(lines: &mut std::iter::Peekable<impl Iterator<Item = (usize, &'a str)>>, kind: &str) -> Option<String> {
+    lines.next_if(|(_, line)| line.trim_end() == format!("```{kind}"))?;
+    let inside = lines.map_while(|(_, line)| (line.trim_end() != "```").then_some(line));
+    Some(inside.map(|line| format!("{line}\n")).collect())
+}
+
+/// Whether the lines are those expected; `...` stands for any lines, also none.
+fn matches(expected: &[&str], lines: &[&str]) -> bool {
+    match expected {
+        [] => lines.is_empty(),
+        ["...", rest @ ..] => (0..=lines.len()).any(|skipped| matches(rest, &lines[skipped..])),
+        [first, rest @ ..] => lines.first() == Some(first) && matches(rest, &lines[1..]),
+    }
+}
+
+fn tidy(text: &str) -> Vec<&str> {
+    text.trim_end().lines().map(str::trim_end).collect()
+}
+
+#[test]
+fn commands_of_the_readme_do_what_it_says() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+    let blocks = blocks(&std::fs::read_to_string(file).unwrap()).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let folder = Folder::new();
+    let end = |number: usize| format!("-- end of block {number} --");
+    let mut script = String::from("set -eo pipefail\n");
+    for (number, block) in blocks.iter().enumerate() {
+        script += &format!("{}\necho '{}'\n", block.commands, end(number));
+    }
+    std::fs::write(folder.path(".script"), script).unwrap();
+    let mut shell = folder.start_program("bash", &[".script"]);
+    shell.close_stdin();
+    let done = shell.end();
+    let mut rest = done.out.as_str();
+    for (number, block) in blocks.iter().enumerate() {
+        let ended = rest.split_once(&format!("{}\n", end(number)));
+        let (out, after) = ended.unwrap_or_else(|| panic!("README line {} failed: {done:#?}", block.line));
+        rest = after;
+        if let Some(expected) = &block.output {
+            let same = matches(&tidy(expected), &tidy(out));
+            assert!(same, "README line {}: expected\n{expected}\nprinted\n{out}\n{}", block.line, done.err);
+        }
+    }
+    println!("{} blocks ran", blocks.len());
+    done.ok();
+}
+
+#[test]
+fn a_readme_without_marks_or_with_other_output_is_seen() {
+    assert!(blocks("# Title\n```sh\nls\n```\n").is_err());
+    assert!(blocks(&format!("{MARK}\nprose\n")).is_err());
+    let found = blocks(&format!("{MARK}\n```sh\nls\n```\n\n```text\na\n...\n```\n")).unwrap();
+    let block = Block { line: 1, commands: "ls\n".into(), output: Some("a\n...\n".into()) };
+    assert_eq!(found, [block]);
+    assert!(matches(&["a", "...", "c"], &["a", "b", "c"]) && matches(&["..."], &[]));
+    assert!(
+        !matches(&["a"], &["b"]) && !matches(&["a"], &[]) && !matches(&[], &["a"]) && !matches(&["...", "c"], &["a"])
+    );
+}
