@@ -86,6 +86,9 @@ pub enum Sync {
     Rm {
         /// The sync file
         file: PathBuf,
+        /// Also remove a capture that this log does not know: its data directory was lost
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         log: Owned,
     },

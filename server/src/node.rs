@@ -151,13 +151,9 @@ fn serve_socket(data_dir: &Path, router: Router) -> anyhow::Result<()> {
 
 /// A log that failed acknowledges nothing any more: the process ends, and recovery decides at the next start.
 fn stop_on_failure(engine: Arc<Engine>) {
-    let engine = Arc::downgrade(&engine);
     tokio::spawn(async move {
-        let Some(alive) = engine.upgrade() else { return };
-        let error = alive.failure().await;
-        if !error.message().contains("was closed") {
-            eprintln!("error: {error}");
-            std::process::exit(1);
-        }
+        let error = engine.failure().await;
+        eprintln!("error: {error}");
+        std::process::exit(1);
     });
 }

@@ -8,7 +8,7 @@
 //! | `_tm_cap_T(seq, had, has, b0.., a0..)` | the journal of table T: row before and after, untyped columns |
 //! | `_tm_cand_T(live, c0..)` | by key, the *captured state* of rows touched since the last prune: the image that the journal ends with, or `live = 0` for "absent" |
 //! | `_tm_top_T(id)` | rowid tables only: the greatest rowid at the last prune |
-//! | five triggers on T | BEFORE/AFTER INSERT, BEFORE/AFTER UPDATE, BEFORE DELETE + AFTER DELETE |
+//! | six triggers on T | BEFORE/AFTER INSERT, BEFORE/AFTER UPDATE, BEFORE DELETE + AFTER DELETE |
 //!
 //! # Why it is exact
 //!

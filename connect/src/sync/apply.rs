@@ -50,7 +50,7 @@ pub(super) struct Apply {
 }
 
 impl Apply {
-    /// Takes up the target's positions, makes its tables, and refuses a target that is ahead of the log.
+    /// Takes up the target's positions, and refuses a target that is ahead of the log.
     pub(super) async fn prepare(&mut self) -> Result<()> {
         let positions = self.sink.positions().await?;
         for route in &mut self.routes {

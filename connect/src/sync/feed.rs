@@ -21,7 +21,7 @@ use super::{
     run::{Observer, retry_pause},
 };
 use crate::{
-    ErrorKind, Result,
+    Error, ErrorKind, Result,
     change::Op,
     connector::{Polled, Source},
     converter::{SCHEMA_HEADER, TopicSchema},
@@ -110,7 +110,8 @@ impl Feed {
         loop {
             let mut polled = self.source.poll().await?;
             count += polled.changes.len();
-            self.staged |= self.stage(&mut polled).await?;
+            // What was polled is in hand but not in the log: only a new start can fetch it again.
+            self.staged |= self.stage(&mut polled).await.map_err(not_again)?;
             let gather_on = polled.more && polled.pause.is_zero() && !polled.ended && count < GATHER_CHANGES;
             if !gather_on {
                 return Ok(polled);
@@ -184,6 +185,14 @@ impl Feed {
             return Ok(true);
         }
         Ok(wrote)
+    }
+}
+
+/// An error that polling again would not mend.
+fn not_again(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Unavailable => Error::closed(error.to_string()),
+        _ => error,
     }
 }
 

@@ -9,25 +9,35 @@ use super::{
     owner_of,
 };
 use crate::{
-    Error, Result,
+    Error, ErrorKind, Result,
     converter::TopicSchema,
     sqlite::{self, SqliteSink},
 };
 
 /// Removes a sync; tells what was done, a line each.
 ///
+/// `force` also removes a capture that this log knows nothing of, as after the data directory was lost, and leaves the
+/// bookkeeping of a target alone that belongs to another log.
+///
 /// # Errors
-/// `Unavailable` where the source is locked. What was removed before stays removed; calling it again goes on.
-pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec) -> Result<Vec<String>> {
+/// `Conflict` where the source carries a capture that this log does not know, unless forced; `Unavailable` where the
+/// source is locked. What was removed before stays removed; calling it again goes on.
+pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec, force: bool) -> Result<Vec<String>> {
     let (Endpoint::Sqlite(from), Endpoint::Sqlite(to)) = (&spec.from, &spec.to);
     let mut done = Vec::new();
     let owner = owner_of(&spec.name);
     let mut writer = session.writer(&owner).await?;
     let prefix = format!("{}.", spec.name);
     let topics: Vec<_> = session.topics().await?.into_iter().filter(|topic| topic.name.starts_with(&prefix)).collect();
-    // A log that knows nothing of the sync: its data directory was lost, and nobody else can remove the capture.
-    let unknown = writer.positions().is_empty() && topics.is_empty();
-    let captured = writer.positions().contains_key("capture") || (unknown && from.exists() && carries_capture(from)?);
+    let known = writer.positions().contains_key("capture");
+    let foreign = !known && from.exists() && carries_capture(from)?;
+    if foreign && !force {
+        return Err(Error::conflict(format!(
+            "source {} carries a capture that this log knows nothing of: name the right data directory, or, if that one is lost, add --force",
+            from.display()
+        )));
+    }
+    let captured = known || foreign;
     if captured && from.exists() {
         let path = from.clone();
         let removed = tokio::task::spawn_blocking(move || sqlite::uninstall(&path, None));
@@ -52,8 +62,13 @@ pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec) -> Result<Vec<St
     if to.exists() {
         let (path, sync, log_id) = (to.clone(), spec.name.clone(), session.log_id());
         let forgotten = tokio::task::spawn_blocking(move || SqliteSink::open(&path, &sync, &log_id)?.forget(&sync));
-        forgotten.await.map_err(|e| Error::internal("forget the sync").with_source(e))??;
-        done.push(format!("target {}: positions removed, its tables stay", to.display()));
+        match forgotten.await.map_err(|e| Error::internal("forget the sync").with_source(e))? {
+            Ok(()) => done.push(format!("target {}: positions removed, its tables stay", to.display())),
+            Err(error) if force && error.kind() == ErrorKind::Conflict => {
+                done.push(format!("target {} belongs to another log and was left alone", to.display()));
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(done)
 }

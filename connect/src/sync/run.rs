@@ -61,7 +61,7 @@ pub trait Observer: Send + Sync {
     fn waiting(&self, error: &Error);
 }
 
-/// The pause after the n-th failure in a row: 100 ms, doubled up to 5 s.
+/// The pause after the n-th failure in a row: 200 ms, doubled up to 5 s.
 pub(super) fn retry_pause(failures: u32) -> Duration {
     Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5))
 }

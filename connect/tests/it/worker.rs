@@ -281,7 +281,7 @@ async fn removing_leaves_the_source_as_it_was() {
     let before = python.sql(&source, &[schema]);
     bench.follow(&mut python, &[], async |_, _| {}).await;
     assert_ne!(python.sql(&source, &[schema]), before);
-    remove(bench.session().await, &bench.spec).await.unwrap();
+    remove(bench.session().await, &bench.spec, false).await.unwrap();
     assert_eq!(python.sql(&source, &[schema]), before);
     assert!(bench.session().await.topics().await.unwrap().is_empty());
     assert!(bench.session().await.table(Table::Schemas).await.unwrap().is_empty());

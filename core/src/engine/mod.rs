@@ -181,9 +181,10 @@ impl Engine {
     /// Makes a topic; durable when it returns.
     ///
     /// # Errors
-    /// `Invalid` for its name or number of partitions, `Conflict` where it exists.
+    /// `Invalid` for its name or number of partitions, `Denied` for an internal name, `Conflict` where it exists.
     pub async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<TopicInfo> {
         topic::validate_name(name)?;
+        deny_internal(name)?;
         let count = spec.partitions;
         if !(1..=1000).contains(&count) {
             return Err(Error::invalid(format!("{count} partitions is not in 1..1000")));
@@ -207,9 +208,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`, or `Denied` for an internal topic.
     pub async fn delete_topic(&self, name: &str) -> Result<()> {
-        if name.starts_with(topic::INTERNAL_PREFIX) {
-            return Err(Error::new(crate::ErrorKind::Denied, format!("{name} is internal")));
-        }
+        deny_internal(name)?;
         let key = name.to_owned();
         let compute = move |catalog: &Catalog| match catalog.topic(&key) {
             Some(_) => Ok(None),
@@ -459,6 +458,16 @@ impl Drop for Engine {
         if let Err(error) = self.close() {
             tracing::warn!(error = %error, "log did not close in order");
         }
+    }
+}
+
+fn deny_internal(name: &str) -> Result<()> {
+    match name.starts_with(topic::INTERNAL_PREFIX) {
+        true => Err(Error::new(
+            crate::ErrorKind::Denied,
+            format!("topics named {}* are the log's own", topic::INTERNAL_PREFIX),
+        )),
+        false => Ok(()),
     }
 }
 

@@ -293,11 +293,17 @@ impl Writer for EmbeddedWriter {
     }
 
     async fn commit(&mut self) -> Result<()> {
+        // A position that cannot be written leaves the transaction open: the caller aborts it, or the drop does.
+        let Some(open) = &self.open else { return Ok(()) };
+        let positions = self.position_batch(&open.positions)?;
         let Some(mut transaction) = self.open.take() else { return Ok(()) };
         let mut batches = transaction.take_batches();
-        batches.extend(self.position_batch(&transaction.positions)?);
+        batches.extend(positions);
         let bytes = batches.iter().map(|(_, batch)| batch.len()).sum();
-        self.session.gate.charge(&self.session.caller, Action::Write, bytes)?;
+        if let Err(error) = self.session.gate.charge(&self.session.caller, Action::Write, bytes) {
+            self.session.engine.abort(transaction.number);
+            return Err(error);
+        }
         let fence = Some(self.fence.clone());
         self.session.engine.commit(transaction.number, transaction.staged, batches, fence).await?;
         for (name, value) in transaction.positions {

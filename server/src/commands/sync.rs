@@ -27,7 +27,7 @@ pub async fn run(command: Sync) -> anyhow::Result<ExitCode> {
         Sync::Run { file, once, recopy, log } => follow(&file, RunOptions { once, recopy }, &log).await,
         Sync::Check { file } => examine(&file),
         Sync::Verify { file, wait } => compare(&file, wait).await,
-        Sync::Rm { file, log } => forget(&file, &log).await,
+        Sync::Rm { file, force, log } => forget(&file, force, &log).await,
     }
 }
 
@@ -127,13 +127,13 @@ async fn compare(file: &Path, wait: f64) -> anyhow::Result<ExitCode> {
     Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn forget(file: &Path, log: &Owned) -> anyhow::Result<ExitCode> {
+async fn forget(file: &Path, force: bool, log: &Owned) -> anyhow::Result<ExitCode> {
     let specs = read(file)?;
     let node = Node::own(&log.data_dir, &format!("sync rm {}", file.display())).await?;
     let result = async {
         for spec in &specs {
             let session = node.session("sync rm").await?;
-            for line in remove(session, spec).await? {
+            for line in remove(session, spec, force).await? {
                 println!("{line}");
             }
         }

@@ -210,7 +210,9 @@ fn a_lost_data_directory_stops_the_sync() {
     folder.run(&RUN).fails(4, &["from another log"]);
     std::fs::remove_file(folder.path("replica.db")).unwrap();
     folder.run(&RUN).fails(4, &["already carries a capture"]);
-    folder.run(&["sync", "rm", "s.toml", "--data-dir", "data"]).ok();
+    folder.run(&["sync", "rm", "s.toml", "--data-dir", "data"]).fails(4, &["knows nothing of", "--force"]);
+    assert_ne!(schema(&folder), before, "another log may still follow it");
+    folder.run(&["sync", "rm", "s.toml", "--data-dir", "data", "--force"]).ok();
     assert_eq!(schema(&folder), before, "rm works without the data directory that was lost");
     let sync = follow(&folder, &[]);
     folder.wait_equal();
