@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
-/// One durable log; connectors, SQL and stream jobs over it.
+/// One durable log; databases kept in step through it, and SQL over it.
 #[derive(Debug, Parser)]
 #[command(name = "tidemill", version, disable_help_subcommand = true)]
 pub struct Cli {
