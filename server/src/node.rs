@@ -57,7 +57,12 @@ impl Node {
             Arc::new(EngineTopics(Arc::clone(&engine))),
             tidemill_sql::Settings { temp_dir: data_dir.join("spill"), ..Default::default() },
         )?;
-        let router = api::router(api::State { log: log.clone(), sql: Arc::new(sql), command: command.to_owned() });
+        let router = api::router(api::State {
+            log: log.clone(),
+            sql: Arc::new(sql),
+            command: command.to_owned(),
+            turns: Arc::default(),
+        });
         let socket = data_dir.join("api.sock");
         serve_socket(data_dir, router.clone())?;
         stop_on_failure(Arc::clone(&engine));

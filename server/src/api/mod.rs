@@ -16,7 +16,10 @@ mod records;
 mod sql;
 mod topics;
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::AtomicU32},
+};
 
 use axum::{
     Json, Router,
@@ -48,6 +51,8 @@ pub struct State {
     pub log: Embedded,
     pub sql: Arc<tidemill_sql::Session>,
     pub command: String,
+    /// Counts requests with records that have no key: the partitions take turns.
+    pub turns: Arc<AtomicU32>,
 }
 
 impl State {

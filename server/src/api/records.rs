@@ -1,6 +1,9 @@
 //! Records over HTTP, one JSON object a line.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use axum::{
     Json,
@@ -40,6 +43,7 @@ pub async fn append(
 ) -> Result<Json<JsonValue>, ApiError> {
     let session = state.session().await?;
     let topic = find(&*session, &name).await?;
+    let turn = state.turns.fetch_add(1, Ordering::Relaxed);
     let mut partitions: Vec<Vec<Record>> = vec![Vec::new(); topic.partitions as usize];
     for (number, text) in body.split(|b| *b == b'\n').enumerate().filter(|(_, text)| !text.is_empty()) {
         let line: Line =
@@ -47,8 +51,8 @@ pub async fn append(
         let chosen = match (&line.partition, &line.key) {
             (Some(partition), _) => *partition,
             (None, Some(key)) => partition_of(key.as_bytes(), topic.partitions),
-            // Without a key one request stays together, and requests take turns by their size.
-            (None, None) => (body.len() % topic.partitions as usize) as u32,
+            // Without a key one request stays together, and requests take turns.
+            (None, None) => turn % topic.partitions.max(1),
         };
         let records = partitions.get_mut(chosen as usize);
         let records = records.ok_or_else(|| Error::invalid(format!("line {}: no partition {chosen}", number + 1)))?;

@@ -189,6 +189,10 @@ fn signals_end_owners_in_order_and_all_is_durable() {
     }
     // A command that waits for standard input can be stopped as well, and what it sent is there.
     let mut produce = folder.start(&["produce", "t", "--data-dir", "data"]);
+    // Only once it owns the log: as client of a command that ends it would end with it.
+    let owns =
+        || std::fs::read_to_string(folder.path("data/LOCK")).is_ok_and(|lock| lock.contains("produce")).then_some(());
+    poll(Duration::from_secs(20), owns).expect("produce takes the lock");
     produce.say("typed\n");
     let there = || folder.run(&["consume", "t", "-e", "--data-dir", "data"]).out.contains("typed").then_some(());
     poll(Duration::from_secs(20), there).expect("a typed line is durable at once");

@@ -256,11 +256,14 @@ def shell(command):
         return len(seen)
 
     at = until(b"tidemill> ", 0)
-    for line, answer in lines:
+    for number, (line, answer) in enumerate(lines):
         os.write(fd, line.encode() + b"\r")
         if answer is not None:
             until(answer.encode(), at)
             at = until(b"tidemill> ", at + seen[at:].index(answer.encode()))
+        elif number + 1 < len(lines):
+            # What is typed before the prompt stands may be thrown away by the terminal's change of mode.
+            at = until(b"...> ", at)
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
