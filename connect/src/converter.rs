@@ -69,7 +69,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopicSchema {
-    /// Number of the schema, unique in the log; a table whose columns change gets a new one.
+    /// Number of the schema, unique among those the log holds; a table whose columns change gets a new one.
     pub id: u64,
     /// The topic.
     pub topic: String,
