@@ -1,0 +1,5 @@
+//! Stream jobs over the log.
+
+pub mod window;
+
+pub use tidemill_core::{Error, ErrorKind, Result};
