@@ -1,8 +1,11 @@
 //! Windows of event time. Which window a row belongs to is decided here and nowhere else: stream jobs and SQL ask the
 //! same functions.
 
+mod aggregate;
+
 use std::time::Duration;
 
+pub use aggregate::{Changed, Groups, GroupsOf, WindowAggregate};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -52,6 +55,17 @@ impl Tumbling {
     /// The windows' size in milliseconds.
     pub fn size_ms(&self) -> i64 {
         self.size_ms
+    }
+
+    /// How long after its end a window stays open, in milliseconds.
+    pub fn grace_ms(&self) -> i64 {
+        self.grace_ms
+    }
+
+    /// The windows in words, for the check that a job's state fits its code.
+    pub fn describe(&self) -> String {
+        let Self { size_ms, offset_ms, grace_ms } = self;
+        format!("tumbling windows of {size_ms} ms, offset {offset_ms} ms, grace {grace_ms} ms")
     }
 
     /// Checks what the constructors take as it comes.
