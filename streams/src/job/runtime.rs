@@ -147,9 +147,10 @@ impl Run {
         task: &mut Task,
     ) -> Result<(Box<dyn Writer>, Changelogs, Vec<u32>)> {
         let mut topics = Vec::new();
-        for source in &task.graph.sources {
-            let found = session.topic(&source.topic).await?;
-            topics.push(found.ok_or_else(|| Error::not_found(format!("topic {:?} does not exist", source.topic)))?);
+        let names: Vec<String> = task.graph.sources.iter().map(|source| source.topic.clone()).collect();
+        for name in names {
+            let found = session.topic(&name).await?;
+            topics.push(found.ok_or_else(|| Error::not_found(format!("topic {name:?} does not exist")))?);
         }
         let mut writer = session.writer(&format!("job.{}", task.name)).await?;
         let stored = writer.positions().clone();
@@ -201,10 +202,11 @@ impl Run {
                     false => reader.gather(wanted, control, ends.as_ref()).await,
                 }
             };
+            let is_pending = pending.is_some();
             let commit = async {
-                match pending {
-                    Some(_) => writer.commit().await,
-                    None => Ok(()),
+                match is_pending {
+                    true => writer.commit().await,
+                    false => Ok(()),
                 }
             };
             let (committed, gathered) = tokio::join!(commit, gather);
@@ -293,13 +295,13 @@ impl Reader {
         Ok(task.inputs().into_iter().map(named).collect())
     }
 
-    async fn ends(&self) -> Result<BTreeMap<InputId, i64>> {
+    async fn ends(&mut self) -> Result<BTreeMap<InputId, i64>> {
         let inputs = self.inputs()?;
         let bounds = self.bounds(&inputs).await?;
         Ok(inputs.iter().zip(bounds).map(|((id, ..), bounds)| (*id, bounds.durable_offset)).collect())
     }
 
-    async fn bounds(&self, inputs: &[(InputId, TopicPartition, i64)]) -> Result<Vec<Bounds>> {
+    async fn bounds(&mut self, inputs: &[(InputId, TopicPartition, i64)]) -> Result<Vec<Bounds>> {
         let partitions: Vec<TopicPartition> = inputs.iter().map(|(_, partition, _)| partition.clone()).collect();
         self.session.bounds(&partitions).await
     }
@@ -369,7 +371,7 @@ impl Reader {
 
     /// Waits until an input has something, the time is over, or the job shall do something else. Whether one has.
     async fn wait(
-        &self,
+        &mut self,
         inputs: &[(InputId, TopicPartition, i64)],
         time: Duration,
         control: &mut watch::Receiver<Control>,
