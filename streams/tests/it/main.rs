@@ -1,5 +1,7 @@
-//! Tests of stream jobs.
+//! Tests of stream jobs: a job's results beside a plain computation over all of its rows.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod oracle;
+mod rows;
 mod speed;
