@@ -11,7 +11,6 @@ use std::{
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value as Json;
 
 use crate::{
     Error, Result,
@@ -48,11 +47,11 @@ pub trait Keyer<D>: Send + 'static {
     /// `Invalid` for a key that JSON cannot tell.
     fn encode(&self, group: u32, out: &mut Vec<u8>) -> Result<()>;
 
-    /// The group of an encoded key, met now or before.
+    /// The group of a key that [`Keyer::encode`] wrote, met now or before.
     ///
     /// # Errors
     /// `Corrupt` where it is no key of this kind.
-    fn decode(&mut self, key: Json) -> Result<u32>;
+    fn decode(&mut self, key: &str) -> Result<u32>;
 }
 
 /// What can be a key in a typed job.
@@ -105,9 +104,8 @@ impl<K: Hash + Eq> Interned<K> {
     }
 }
 
-fn decoded<K: DeserializeOwned>(key: Json) -> Result<K> {
-    let text = key.to_string();
-    serde_json::from_value(key).map_err(|e| Error::corrupt(format!("{text} is no key of this step")).with_source(e))
+fn decoded<K: DeserializeOwned>(key: &str) -> Result<K> {
+    serde_json::from_str(key).map_err(|e| Error::corrupt(format!("{key} is no key of this step")).with_source(e))
 }
 
 fn taken<K: Clone>(keys: &[K], groups: &[u32]) -> Vec<K> {
@@ -166,7 +164,7 @@ where
         self.interned.encode(group, out)
     }
 
-    fn decode(&mut self, key: Json) -> Result<u32> {
+    fn decode(&mut self, key: &str) -> Result<u32> {
         let key: K = decoded(key)?;
         Ok(self.interned.number(&key, || key.clone()))
     }
@@ -228,7 +226,7 @@ where
         self.interned.encode(group, out)
     }
 
-    fn decode(&mut self, key: Json) -> Result<u32> {
+    fn decode(&mut self, key: &str) -> Result<u32> {
         let key: Q::Owned = decoded(key)?;
         Ok(self.interned.number(key.borrow(), || key.clone()))
     }

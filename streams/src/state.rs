@@ -4,6 +4,8 @@
 //! state, a null deletes one, and the newest record of a key holds. The records of an epoch are in the epoch's own
 //! transaction, so state, input offsets and output never disagree.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use crate::Result;
@@ -11,6 +13,9 @@ use crate::Result;
 /// Partitions of each changelog: an entry is in the partition that murmur2 gives its key. Fixed, so that work can move
 /// between workers by whole partitions.
 pub const KEY_GROUPS: u32 = 64;
+
+/// Some of the key groups.
+pub type KeyGroups = BTreeSet<u32>;
 
 /// What an epoch changes in a step's state.
 #[derive(Debug, Default)]
@@ -42,11 +47,11 @@ pub trait State: Send {
     /// `Invalid` for a key or a state that cannot be encoded.
     fn barrier(&mut self, changes: &mut Changes) -> Result<()>;
 
-    /// Writes all entries of a key group, as of the last barrier.
+    /// Writes all entries of these key groups, as of the last barrier. One pass over the state, however many they are.
     ///
     /// # Errors
     /// As [`State::barrier`].
-    fn snapshot(&self, key_group: u32, changes: &mut Changes) -> Result<()>;
+    fn snapshot(&self, key_groups: &KeyGroups, changes: &mut Changes) -> Result<()>;
 
     /// Sets an entry that the changelog has. Each key comes once, with its newest value.
     ///

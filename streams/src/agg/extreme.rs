@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, marker::PhantomData};
 
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value as Json;
 
 use super::{Agg, from_json, to_json};
 use crate::{Result, chunk::Selection};
@@ -83,7 +82,7 @@ macro_rules! extreme {
                 to_json(&self.groups[group as usize].iter().collect::<Vec<_>>(), out)
             }
 
-            fn decode(&mut self, group: u32, state: Json) -> Result<()> {
+            fn decode(&mut self, group: u32, state: &str) -> Result<()> {
                 let values: Vec<(V, i64)> = from_json(state)?;
                 self.groups[group as usize] = values.into_iter().collect();
                 Ok(())

@@ -3,7 +3,6 @@
 use std::marker::PhantomData;
 
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value as Json;
 
 use super::{Agg, cannot_retract, from_json, to_json};
 use crate::{Result, chunk::Selection};
@@ -72,7 +71,7 @@ where
         to_json(&self.states[group as usize], out)
     }
 
-    fn decode(&mut self, group: u32, state: Json) -> Result<()> {
+    fn decode(&mut self, group: u32, state: &str) -> Result<()> {
         self.states[group as usize] = from_json(state)?;
         Ok(())
     }

@@ -8,11 +8,10 @@ mod extreme;
 mod fold;
 mod sum;
 
-use serde_json::Value as Json;
-
 pub use exact::ExactSum;
 pub use extreme::{Max, Min};
 pub use fold::Fold;
+use serde_json::value::RawValue;
 pub use sum::{Number, Sum};
 
 use crate::{
@@ -62,11 +61,11 @@ pub trait Agg<D>: Send + 'static {
     /// `Invalid` for a state that JSON cannot tell.
     fn encode(&self, group: u32, out: &mut Vec<u8>) -> Result<()>;
 
-    /// Sets a group to an encoded state.
+    /// Sets a group to a state that [`Agg::encode`] wrote.
     ///
     /// # Errors
     /// `Corrupt` where it is no state of this aggregate.
-    fn decode(&mut self, group: u32, state: Json) -> Result<()>;
+    fn decode(&mut self, group: u32, state: &str) -> Result<()>;
 
     /// The results of these groups.
     ///
@@ -117,7 +116,7 @@ impl<D> Agg<D> for Count {
         to_json(&self.0[group as usize], out)
     }
 
-    fn decode(&mut self, group: u32, state: Json) -> Result<()> {
+    fn decode(&mut self, group: u32, state: &str) -> Result<()> {
         self.0[group as usize] = from_json(state)?;
         Ok(())
     }
@@ -174,13 +173,10 @@ macro_rules! tuple_agg {
                 Ok(())
             }
 
-            fn decode(&mut self, group: u32, state: Json) -> Result<()> {
-                let parts: [Json; $n] = match state {
-                    Json::Array(parts) => parts.try_into().map_err(|_| not_a_state("an array of another length"))?,
-                    _ => return Err(not_a_state("no array")),
-                };
-                let mut parts = parts.into_iter();
-                $(self.$i.decode(group, parts.next().unwrap_or_default())?;)+
+            fn decode(&mut self, group: u32, state: &str) -> Result<()> {
+                let parts: Vec<&RawValue> = from_json(state)?;
+                let parts: [&RawValue; $n] = parts.try_into().map_err(|_| not_a_state("an array of another length"))?;
+                $(self.$i.decode(group, parts[$i].get())?;)+
                 Ok(())
             }
 
@@ -201,8 +197,9 @@ pub(crate) fn to_json<T: serde::Serialize>(state: &T, out: &mut Vec<u8>) -> Resu
     serde_json::to_writer(out, state).map_err(|e| Error::invalid("a state cannot be written as JSON").with_source(e))
 }
 
-pub(crate) fn from_json<T: serde::de::DeserializeOwned>(state: Json) -> Result<T> {
-    serde_json::from_value(state).map_err(|e| not_a_state(&e.to_string()))
+/// Straight from the text: by way of a `serde_json::Value`, integers beyond 64 bits would be rounded to floats.
+pub(crate) fn from_json<'a, T: serde::Deserialize<'a>>(state: &'a str) -> Result<T> {
+    serde_json::from_str(state).map_err(|e| not_a_state(&e.to_string()))
 }
 
 fn not_a_state(what: &str) -> Error {

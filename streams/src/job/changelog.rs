@@ -2,24 +2,24 @@
 //!
 //! A key group's changelog grows with every change, and its state does not. Once it has grown by more than twice what
 //! the state was at the last snapshot (and 256 KiB), the next epoch writes the key group's whole state, and a position
-//! names the offset of it: a restore begins there. So a restore reads at most about three times the state, and a
-//! snapshot costs no more than what was written since the last one.
+//! names the offset of it: a restore begins there. So a restore reads at most about three times the state. A snapshot is
+//! one pass over the step's state, so it takes along the key groups that are halfway there: what it writes is still no
+//! more than about twice what was written since the last one.
 
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use tidemill_core::{record::Record, topic::partition_of};
 
-use super::task::Task;
 use crate::{
     Result,
-    state::{Changes, KEY_GROUPS, State},
+    state::{Changes, KEY_GROUPS, KeyGroups, State},
 };
 
 /// A changelog grows by this much before it is worth a snapshot.
 const SNAPSHOT_BYTES: u64 = 256 << 10;
 
-/// The topic of a step's changelog.
+/// The topic of a step's changelog. A step's name has no dots, so two jobs never meet in one.
 pub(crate) fn topic(job: &str, step: &str) -> String {
     format!("{job}.{step}.changelog")
 }
@@ -29,10 +29,12 @@ pub(crate) fn start_position(step: &str, key_group: u32) -> String {
     format!("changelog:{step}:{key_group}")
 }
 
-/// Sizes of changelogs by node and key group.
+type Entry = (Bytes, Option<Bytes>);
+
+/// How much is in the changelogs, by node and key group.
 #[derive(Default)]
-pub(crate) struct Changelogs {
-    sizes: HashMap<(usize, u32), Size>,
+pub(super) struct Changelogs {
+    sizes: BTreeMap<(usize, u32), Size>,
 }
 
 #[derive(Default)]
@@ -43,48 +45,86 @@ struct Size {
     since: u64,
 }
 
+impl Size {
+    fn limit(&self) -> u64 {
+        2 * self.snapshot + SNAPSHOT_BYTES
+    }
+}
+
 /// What an epoch writes to one partition of a changelog.
 pub(crate) struct Part {
+    pub(crate) topic: String,
     pub(crate) key_group: u32,
     pub(crate) records: Vec<Record>,
-    /// Whether these records are all there is of the key group.
-    pub(crate) is_snapshot: bool,
+    /// Where these records are all there is of the key group: the position that shall hold the offset of the first.
+    pub(crate) start: Option<String>,
 }
 
 impl Changelogs {
     /// The records of a step's changes, by key group.
-    pub(crate) fn parts(&mut self, task: &mut Task, node: usize, changes: Changes) -> Result<Vec<Part>> {
-        let mut parts = Vec::new();
-        for (key_group, mut entries) in by_key_group(changes) {
-            let size = self.sizes.entry((node, key_group)).or_default();
-            size.since += entries.iter().map(size_of).sum::<u64>();
-            let is_snapshot = size.since > 2 * size.snapshot + SNAPSHOT_BYTES;
-            if is_snapshot {
-                let mut whole = Changes::default();
-                task.graph.state(node)?.snapshot(key_group, &mut whole)?;
-                // An empty state still needs a record: the partition must have one at the offset that is noted.
-                entries.retain(|(_, value)| value.is_none());
-                entries.truncate(usize::from(whole.entries.is_empty()));
-                entries.append(&mut whole.entries);
-                *size = Size { snapshot: entries.iter().map(size_of).sum(), since: 0 };
+    pub(super) fn parts(
+        &mut self,
+        job: &str,
+        step: &str,
+        node: usize,
+        state: &dyn State,
+        changes: Changes,
+    ) -> Result<Vec<Part>> {
+        let mut groups = by_key_group(changes);
+        for (key_group, entries) in &groups {
+            self.sizes.entry((node, *key_group)).or_default().since += entries.iter().map(size_of).sum::<u64>();
+        }
+        let due = self.due(node);
+        if !due.is_empty() {
+            let mut whole = Changes::default();
+            state.snapshot(&due, &mut whole)?;
+            due.iter().for_each(|key_group| drop(groups.insert(*key_group, Vec::new())));
+            groups.extend(by_key_group(whole));
+        }
+        let part = |(key_group, entries): (u32, Vec<Entry>)| {
+            let start = due.contains(&key_group).then(|| start_position(step, key_group));
+            if start.is_some() {
+                let snapshot = entries.iter().map(size_of).sum();
+                self.sizes.insert((node, key_group), Size { snapshot, since: 0 });
             }
             let records = entries.into_iter().map(|(key, value)| Record::new(key, value)).collect();
-            parts.push(Part { key_group, records, is_snapshot });
+            Part { topic: topic(job, step), key_group, records, start }
+        };
+        Ok(groups.into_iter().map(part).collect())
+    }
+
+    /// Key groups to be written whole.
+    fn due(&self, node: usize) -> KeyGroups {
+        let sizes = || self.sizes.range((node, 0)..=(node, KEY_GROUPS));
+        if !sizes().any(|(_, size)| size.since > size.limit()) {
+            return KeyGroups::new();
         }
-        Ok(parts)
+        sizes().filter(|(_, size)| size.since > size.limit() / 2).map(|((_, key_group), _)| *key_group).collect()
     }
 
-    /// Takes what a restore found: bytes read, and bytes of what was live in them.
-    pub(crate) fn restored(&mut self, node: usize, key_group: u32, read: u64, live: u64) {
-        self.sizes.insert((node, key_group), Size { snapshot: live, since: read.saturating_sub(live) });
+    /// Gives the state what is live of what was read.
+    pub(super) fn restore(
+        &mut self,
+        node: usize,
+        key_group: u32,
+        entries: Restore,
+        state: &mut dyn State,
+    ) -> Result<()> {
+        let mut live = 0;
+        for (key, value) in entries.newest.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+            live += (key.len() + value.len()) as u64;
+            state.restore(&key, &value)?;
+        }
+        self.sizes.insert((node, key_group), Size { snapshot: live, since: entries.read.saturating_sub(live) });
+        Ok(())
     }
 
-    pub(crate) fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.sizes.clear();
     }
 }
 
-fn by_key_group(changes: Changes) -> BTreeMap<u32, Vec<(Bytes, Option<Bytes>)>> {
+fn by_key_group(changes: Changes) -> BTreeMap<u32, Vec<Entry>> {
     let mut groups: BTreeMap<u32, Vec<_>> = BTreeMap::new();
     for (key, value) in changes.entries {
         groups.entry(partition_of(&key, KEY_GROUPS)).or_default().push((key, value));
@@ -92,7 +132,7 @@ fn by_key_group(changes: Changes) -> BTreeMap<u32, Vec<(Bytes, Option<Bytes>)>> 
     groups
 }
 
-fn size_of((key, value): &(Bytes, Option<Bytes>)) -> u64 {
+fn size_of((key, value): &Entry) -> u64 {
     (key.len() + value.as_ref().map_or(0, Bytes::len)) as u64
 }
 
@@ -106,24 +146,7 @@ pub(crate) struct Restore {
 impl Restore {
     /// Takes the next record.
     pub(crate) fn add(&mut self, key: Bytes, value: Option<Bytes>) {
-        self.read += size_of(&(key.clone(), value.clone()));
+        self.read += (key.len() + value.as_ref().map_or(0, Bytes::len)) as u64;
         self.newest.insert(key, value);
-    }
-
-    /// Gives the state what is live.
-    pub(crate) fn finish(
-        self,
-        logs: &mut Changelogs,
-        node: usize,
-        key_group: u32,
-        state: &mut dyn State,
-    ) -> Result<()> {
-        let mut live = 0;
-        for (key, value) in self.newest.into_iter().filter_map(|(key, value)| Some((key, value?))) {
-            live += (key.len() + value.len()) as u64;
-            state.restore(&key, &value)?;
-        }
-        logs.restored(node, key_group, self.read, live);
-        Ok(())
     }
 }

@@ -14,8 +14,9 @@ use tidemill_core::{
 
 use super::{
     Job, changelog,
-    changelog::{Changelogs, Restore},
-    task::{Epoch, InputId, Task},
+    changelog::{Part, Restore},
+    input::InputId,
+    task::{Epoch, Task, step_position},
 };
 use crate::{Error, Result, state::KEY_GROUPS};
 
@@ -53,7 +54,6 @@ use crate::{Error, Result, state::KEY_GROUPS};
 pub struct Driver {
     make: Box<dyn Fn() -> Job>,
     task: Task,
-    logs: Changelogs,
     topics: BTreeMap<String, Vec<Vec<FetchedRecord>>>,
     positions: BTreeMap<String, String>,
     now: Duration,
@@ -70,13 +70,12 @@ impl Driver {
         let mut driver = Self {
             make: Box::new(make),
             task,
-            logs: Changelogs::default(),
             topics: BTreeMap::new(),
             positions: BTreeMap::new(),
             now: Duration::ZERO,
             fetch_records: 1000,
         };
-        driver.restore()?;
+        driver.restore(&[])?;
         Ok(driver)
     }
 
@@ -168,18 +167,12 @@ impl Driver {
             let partition = record.key.as_ref().map_or(0, |key| partition_of(key, count));
             self.push_record(&topic, partition, record);
         }
-        for (node, changes) in state {
-            let step = self.task.graph.nodes[node].step.clone().unwrap_or_default();
-            let topic = changelog::topic(&self.task.name, &step);
-            for part in self.logs.parts(&mut self.task, node, changes)? {
-                let partitions =
-                    self.topics.entry(topic.clone()).or_insert_with(|| vec![Vec::new(); KEY_GROUPS as usize]);
-                if part.is_snapshot {
-                    let start = partitions[part.key_group as usize].len().to_string();
-                    self.positions.insert(changelog::start_position(&step, part.key_group), start);
-                }
-                part.records.into_iter().for_each(|record| self.push_record(&topic, part.key_group, record));
+        for Part { topic, key_group, records, start } in state {
+            let partitions = self.topics.entry(topic.clone()).or_insert_with(|| vec![Vec::new(); KEY_GROUPS as usize]);
+            if let Some(position) = start {
+                self.positions.insert(position, partitions[key_group as usize].len().to_string());
             }
+            records.into_iter().for_each(|record| self.push_record(&topic, key_group, record));
         }
         self.positions.extend(positions);
         let number = self.task.graph.status.add_epoch();
@@ -193,41 +186,44 @@ impl Driver {
     /// As [`Job::run`].
     pub fn kill(&mut self) -> Result<()> {
         self.task = (self.make)().into_task()?;
-        self.restore()
+        self.restore(&[])
     }
 
-    /// Exchanges the job for another, as a new version of the program would.
+    /// Exchanges the job for another, as a new version of the program would; the stored state of the steps in `reset` is
+    /// forgotten.
     ///
     /// # Errors
     /// As [`Job::run`].
-    pub fn replace(&mut self, make: impl Fn() -> Job + 'static) -> Result<()> {
+    pub fn replace(&mut self, make: impl Fn() -> Job + 'static, reset: &[&str]) -> Result<()> {
         self.make = Box::new(make);
-        self.kill()
+        self.task = (self.make)().into_task()?;
+        self.restore(&reset.iter().map(|step| (*step).to_owned()).collect::<Vec<_>>())
     }
 
-    fn restore(&mut self) -> Result<()> {
-        self.logs.clear();
-        let (name, topology) = self.task.check_topology(&self.positions, &[])?;
+    fn restore(&mut self, reset: &[String]) -> Result<()> {
+        let (name, topology) = self.task.check_topology(&self.positions, reset)?;
         self.positions.insert(name, topology);
         let topics: Vec<String> = self.task.graph.sources.iter().map(|source| source.topic.clone()).collect();
         for (source, topic) in topics.iter().enumerate() {
             for partition in 0..self.topics.get(topic).map_or(1, Vec::len) as u32 {
-                let id = InputId { source, partition };
-                let stored = self.positions.get(&self.task.input_position(id));
-                self.task.add_input(id, "memory", stored, 0)?;
+                self.task.add_input(InputId { source, partition }, "memory", &self.positions, 0)?;
             }
         }
         for (node, step) in self.task.graph.stateful() {
-            for (key_group, partition) in
-                (0..).zip(self.topics.get(&changelog::topic(&self.task.name, &step)).into_iter().flatten())
-            {
-                let start = self.positions.get(&changelog::start_position(&step, key_group));
-                let start = start.and_then(|start| start.parse().ok()).unwrap_or(0);
+            let changelog = self.topics.get(&changelog::topic(&self.task.name, &step));
+            for (key_group, partition) in (0..).zip(changelog.into_iter().flatten()) {
+                let position = changelog::start_position(&step, key_group);
+                if reset.contains(&step) {
+                    self.positions.insert(position, partition.len().to_string());
+                    self.positions.remove(&step_position(&step));
+                    continue;
+                }
+                let start = self.positions.get(&position).and_then(|start| start.parse().ok()).unwrap_or(0);
                 let mut entries = Restore::default();
                 for record in partition.iter().skip(start) {
                     entries.add(record.key.clone().unwrap_or_default(), record.value.clone());
                 }
-                entries.finish(&mut self.logs, node, key_group, self.task.graph.state(node)?)?;
+                self.task.restore(node, key_group, entries)?;
             }
             self.task.restore_watermark(node, &step, &self.positions)?;
         }

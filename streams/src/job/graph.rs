@@ -5,7 +5,7 @@ use std::{any::Any, collections::BTreeSet, sync::Arc};
 
 use tidemill_core::record::Record;
 
-use super::{source::Source, status::Status};
+use super::{changelog, source::Source, status::Status};
 use crate::{
     Error, Result,
     chunk::{Chunk, Rows},
@@ -111,16 +111,9 @@ impl Graph {
         operator: Box<dyn Operator>,
         inputs: Vec<(usize, usize)>,
     ) -> usize {
-        for (node, port) in &inputs {
-            self.read(*node, *port);
-        }
-        if let Some(name) = &step {
-            if self.nodes.iter().any(|node| node.step.as_ref() == Some(name)) {
-                self.faults.push(format!("two steps are called {name:?}"));
-            }
-            if let Err(error) = tidemill_core::topic::validate_name(name) {
-                self.faults.push(format!("step {name:?}: {}", error.message()));
-            }
+        if let Some(name) = step.as_ref().filter(|name| self.nodes.iter().any(|node| node.step.as_ref() == Some(name)))
+        {
+            self.faults.push(format!("two steps are called {name:?}"));
         }
         self.nodes.push(Node { step, operator, inputs, watermark_in: i64::MIN, watermark_out: i64::MIN });
         self.queues.push(Vec::new());
@@ -144,18 +137,35 @@ impl Graph {
         self.unread.insert((node, port, step.to_owned()));
     }
 
+    /// A stateless step that reads such a port hands its duty on: rows that it lets through must be read in turn.
+    pub(crate) fn hand_on(&mut self, from: (usize, usize), to: usize) {
+        let owed = self.unread.iter().find(|(node, port, _)| (*node, *port) == from);
+        if let Some((.., step)) = owed.cloned() {
+            self.read(from.0, from.1);
+            self.must_read(to, 0, &step);
+        }
+    }
+
     pub(crate) fn read(&mut self, node: usize, port: usize) {
         self.unread.retain(|(n, p, _)| (*n, *p) != (node, port));
     }
 
     /// All that is wrong, or nothing.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, job: &str) -> Result<()> {
         let unread = self.unread.iter().map(|(_, _, step)| {
             format!(
                 "step {step:?}: late rows go nowhere; write late.to_topic(\"..\"), or late.discard() to only count them"
             )
         });
         let mut faults: Vec<String> = self.faults.iter().cloned().chain(unread).collect();
+        for (_, step) in self.stateful() {
+            if step.is_empty() || step.contains('.') {
+                faults.push(format!("step {step:?}: a step needs a name, without dots"));
+            }
+            if let Err(error) = tidemill_core::topic::validate_name(&changelog::topic(job, &step)) {
+                faults.push(format!("changelog of step {step:?}: {}", error.message()));
+            }
+        }
         if self.sources.is_empty() {
             faults.push("the job reads no topic".into());
         }
@@ -189,11 +199,7 @@ impl Graph {
             let inputs = self.nodes[number].inputs.iter().map(|(node, _)| self.nodes[*node].watermark_out);
             let watermark = inputs.min().unwrap_or(i64::MIN);
             let node = &mut self.nodes[number];
-            let worked = node.work(chunks, watermark, &mut out);
-            worked.map_err(|error| match &self.nodes[number].step {
-                Some(step) => error.context(format!("step {step}")),
-                None => error,
-            })?;
+            node.work(chunks, watermark, &mut out).map_err(|error| node.told(error))?;
             self.route(number, &mut out);
         }
         Ok(())
@@ -218,6 +224,20 @@ impl Graph {
         self.nodes.iter().enumerate().filter_map(step).collect()
     }
 
+    pub(crate) fn source_nodes(&self) -> Vec<usize> {
+        self.sources.iter().map(|source| source.node).collect()
+    }
+
+    /// What views shall see of this epoch.
+    pub(crate) fn publish(&mut self) -> Result<Vec<Publish>> {
+        let mut all = Vec::new();
+        for node in &mut self.nodes {
+            let published = node.operator.publish();
+            all.extend(published.map_err(|error| node.told(error))?);
+        }
+        Ok(all)
+    }
+
     pub(crate) fn state(&mut self, node: usize) -> Result<&mut dyn State> {
         self.nodes[node].operator.state().ok_or_else(|| Error::internal("a named step has no state"))
     }
@@ -236,6 +256,13 @@ impl Graph {
 }
 
 impl Node {
+    fn told(&self, error: Error) -> Error {
+        match &self.step {
+            Some(step) => error.context(format!("step {step}")),
+            None => error,
+        }
+    }
+
     fn work(&mut self, chunks: Vec<AnyChunk>, watermark: i64, out: &mut Out) -> Result<()> {
         for chunk in chunks {
             self.operator.chunk(chunk, out)?;

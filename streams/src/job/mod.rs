@@ -5,6 +5,7 @@
 //! | `source` | topics as rows, with event time |
 //! | `stream`, `windowed` | typed streams and what is done with them |
 //! | `graph` | the job as nodes; one sweep carries rows and watermarks through |
+//! | `input` | the partitions it reads, and the watermark they allow |
 //! | `task` | a job between a log's reads and its transactions |
 //! | `changelog` | state as records, and back |
 //! | `runtime` | a task over a log |
@@ -13,6 +14,7 @@
 mod changelog;
 pub(crate) mod driver;
 mod graph;
+mod input;
 mod runtime;
 mod source;
 mod status;

@@ -59,31 +59,30 @@ pub struct TopicSource {
 impl TopicSource {
     /// Values are JSON of `T`. Records without a value are passed over.
     pub fn json<T: DeserializeOwned + Clone + Send + 'static>(self) -> SourceBuilder<T> {
-        self.decoded(|record, rows| {
-            let Some(value) = &record.value else { return Ok(()) };
-            rows.push((Op::Insert, from_json(value)?));
-            Ok(())
+        self.decoded(|record, give| match &record.value {
+            Some(value) => give(Op::Insert, from_json(value)?),
+            None => Ok(()),
         })
     }
 
     /// Values are change events of a table whose rows are `T`, as a sync writes them: an insert adds a row, a delete takes
-    /// it back, an update does both. Tombstones are passed over.
+    /// it back, an update does both. Tombstones are passed over. Needs an [`event_time`](SourceBuilder::event_time): a row
+    /// is taken back at the time that it was added with, which only the row itself can tell.
     pub fn changes<T: DeserializeOwned + Clone + Send + 'static>(self) -> SourceBuilder<T> {
-        let mut source = self.decoded(|record, rows| {
+        let mut source = self.decoded(|record, give| {
             let Some(value) = &record.value else { return Ok(()) };
             let Change { op, before, after } = from_json(value)?;
             let needed =
                 |row: Option<T>, what: &str| row.ok_or_else(|| Error::invalid(format!("{op:?} has no {what}")));
             match op.as_str() {
-                "c" | "r" => rows.push((Op::Insert, needed(after, "row after it")?)),
-                "d" => rows.push((Op::Delete, needed(before, "row before it")?)),
+                "c" | "r" => give(Op::Insert, needed(after, "row after it")?),
+                "d" => give(Op::Delete, needed(before, "row before it")?),
                 "u" => {
-                    rows.push((Op::Delete, needed(before, "row before it")?));
-                    rows.push((Op::Insert, needed(after, "row after it")?));
+                    give(Op::Delete, needed(before, "row before it")?)?;
+                    give(Op::Insert, needed(after, "row after it")?)
                 }
-                other => return Err(Error::invalid(format!("{other:?} is no operation of a change event"))),
+                other => Err(Error::invalid(format!("{other:?} is no operation of a change event"))),
             }
-            Ok(())
         });
         source.updating = true;
         source
@@ -94,15 +93,15 @@ impl TopicSource {
         self,
         decode: impl Fn(&FetchedRecord) -> Result<Option<T>> + Send + 'static,
     ) -> SourceBuilder<T> {
-        self.decoded(move |record, rows| {
-            rows.extend(decode(record)?.map(|row| (Op::Insert, row)));
-            Ok(())
+        self.decoded(move |record, give| match decode(record)? {
+            Some(row) => give(Op::Insert, row),
+            None => Ok(()),
         })
     }
 
     fn decoded<T>(
         self,
-        rows: impl Fn(&FetchedRecord, &mut Vec<(Op, T)>) -> Result<()> + Send + 'static,
+        rows: impl Fn(&FetchedRecord, &mut Give<'_, T>) -> Result<()> + Send + 'static,
     ) -> SourceBuilder<T> {
         SourceBuilder {
             graph: self.graph,
@@ -134,7 +133,9 @@ fn from_json<T: DeserializeOwned>(value: &[u8]) -> Result<T> {
     serde_json::from_slice(value).map_err(|e| Error::invalid("value does not fit").with_source(e))
 }
 
-type RowsOf<T> = Box<dyn Fn(&FetchedRecord, &mut Vec<(Op, T)>) -> Result<()> + Send>;
+/// Gives each row that a record is.
+type RowsOf<T> = Box<dyn Fn(&FetchedRecord, &mut Give<'_, T>) -> Result<()> + Send>;
+type Give<'a, T> = dyn FnMut(Op, T) -> Result<()> + 'a;
 type TimeOf<T> = Box<dyn Fn(&T) -> i64 + Send>;
 
 /// A source: what its records are, and when they happened.
@@ -182,6 +183,11 @@ impl<T: Clone + Send + 'static> SourceBuilder<T> {
             let fault = format!("topic {:?} is read twice; read it once and use its stream twice", self.topic);
             graph.faults.push(fault);
         }
+        if self.updating && self.time.is_none() {
+            let fault =
+                format!("topic {:?}: rows of change events need a time of their own: .event_time(..)", self.topic);
+            graph.faults.push(fault);
+        }
         let decode = Box::new(Decoder { rows: self.rows, time: self.time, updating: self.updating });
         graph.sources.push(Source { topic: self.topic, node, delay_ms, dead_letters, decode });
         drop(graph);
@@ -206,7 +212,7 @@ impl<T: Clone + Send + 'static> Decode for Decoder<T> {
                 rows.clear();
                 bad.push((number, error));
             }
-            for (what, time, row) in rows.drain(..).map(|(what, row)| (what, self.time_of(record, &row), row)) {
+            for (what, time, row) in rows.drain(..) {
                 latest = latest.max(Some(time));
                 chunk.time.push(time);
                 chunk.data.push(row);
@@ -221,19 +227,15 @@ impl<T: Clone + Send + 'static> Decode for Decoder<T> {
 }
 
 impl<T> Decoder<T> {
-    fn time_of(&self, record: &FetchedRecord, row: &T) -> i64 {
-        self.time.as_ref().map_or(record.timestamp.0, |time| time(row))
-    }
-
-    fn record(&self, record: &FetchedRecord, rows: &mut Vec<(Op, T)>) -> Result<()> {
-        (self.rows)(record, rows)?;
-        for (_, row) in rows {
-            let time = self.time_of(record, row);
+    fn record(&self, record: &FetchedRecord, rows: &mut Vec<(Op, i64, T)>) -> Result<()> {
+        (self.rows)(record, &mut |op, row| {
+            let time = self.time.as_ref().map_or(record.timestamp.0, |time| time(&row));
             if !(-TIME_LIMIT_MS..TIME_LIMIT_MS).contains(&time) {
                 return Err(Error::invalid(format!("event time {time} is not within the years -9999 to 9999, in ms")));
             }
-        }
-        Ok(())
+            rows.push((op, time, row));
+            Ok(())
+        })
     }
 }
 

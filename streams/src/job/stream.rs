@@ -50,7 +50,10 @@ impl<T> Stream<T> {
 
 impl<T: Clone + Send + 'static> Stream<T> {
     fn then<U>(&self, operator: impl Operator + 'static) -> Stream<U> {
-        let node = lock(&self.graph).add(None, Box::new(operator), vec![(self.node, self.port)]);
+        let mut graph = lock(&self.graph);
+        let node = graph.add(None, Box::new(operator), vec![(self.node, self.port)]);
+        graph.hand_on((self.node, self.port), node);
+        drop(graph);
         Stream::new(Arc::clone(&self.graph), node, 0, self.updating)
     }
 
@@ -135,6 +138,7 @@ impl<T: Clone + Send + 'static> Stream<T> {
             graph.faults.push(fault);
         }
         let output = graph.output(topic);
+        graph.read(self.node, self.port);
         graph.add(None, Box::new(ToTopic { output, key, rows: PhantomData::<fn(T)> }), vec![(self.node, self.port)]);
     }
 }

@@ -1,27 +1,27 @@
 //! A job at work, without a log: records of its inputs go in, epochs come out. The runtime and the test driver both put
 //! it between a log's reads and its transactions; neither knows more of a job than this.
 //!
-//! - An epoch holds everything that the records since the last one changed: output, state, input positions. It is
-//!   committed whole, or the task is cleared and restored from what was.
-//! - An input's watermark is the latest event time of its partition less the allowed delay; a source's is the lowest of
-//!   its partitions that are not idle. None goes back.
+//! An epoch holds everything that the records since the last one changed: output, state, input positions. It is
+//! committed whole, or the task is cleared and restored from what was.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tidemill_core::record::{FetchedRecord, Record};
 
 use super::{
+    changelog::{Changelogs, Part, Restore},
     graph::{Graph, Publish},
+    input::{InputId, Inputs, position},
     source::dead_letter,
 };
 use crate::{
-    Error, ErrorKind, Result,
+    Error, Result,
     state::{Changes, KEY_GROUPS},
 };
-
-/// A partition that has been at its end for this long, with nothing new, holds the watermark no more.
-pub(crate) const IDLE_AFTER: Duration = Duration::from_secs(10);
 
 /// Name of the position that tells what the job's state is of.
 const TOPOLOGY: &str = "job";
@@ -29,33 +29,10 @@ const TOPOLOGY: &str = "job";
 pub(crate) struct Task {
     pub(crate) name: String,
     pub(crate) graph: Graph,
-    inputs: BTreeMap<InputId, Input>,
+    inputs: Inputs,
+    logs: Changelogs,
     /// Watermarks of stateful steps as the last epoch has them.
     stored_watermarks: BTreeMap<usize, i64>,
-}
-
-/// A partition of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct InputId {
-    /// The source's place in the graph.
-    pub(crate) source: usize,
-    pub(crate) partition: u32,
-}
-
-struct Input {
-    place: Place,
-    is_changed: bool,
-    at_end_since: Option<Duration>,
-    is_idle: bool,
-}
-
-/// Where a job is in a partition, as its position tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Place {
-    /// The topic's identity: one made anew has other records at these offsets.
-    topic_id: String,
-    offset: i64,
-    watermark: i64,
 }
 
 /// What the steps of a job's stored state are.
@@ -70,12 +47,19 @@ struct Topology {
 pub(crate) struct Epoch {
     /// Records by the output topic's place in the graph.
     pub(crate) records: Vec<(usize, Record)>,
-    /// Changed state by the step's node.
-    pub(crate) state: Vec<(usize, Changes)>,
+    /// Changed state.
+    pub(crate) state: Vec<Part>,
     /// Positions to set.
     pub(crate) positions: Vec<(String, String)>,
     /// What to show when it is durable.
     pub(crate) publish: Vec<Publish>,
+}
+
+impl Epoch {
+    fn is_empty(&self) -> bool {
+        let Self { records, state, positions, publish } = self;
+        records.is_empty() && state.is_empty() && positions.is_empty() && publish.is_empty()
+    }
 }
 
 impl Task {
@@ -84,16 +68,18 @@ impl Task {
     /// # Errors
     /// `Invalid` lists what is wrong with the job.
     pub(crate) fn new(name: String, graph: Graph) -> Result<Self> {
-        graph.check()?;
-        Ok(Self { name, graph, inputs: BTreeMap::new(), stored_watermarks: BTreeMap::new() })
+        graph.check(&name)?;
+        Ok(Self {
+            name,
+            graph,
+            inputs: Inputs::default(),
+            logs: Changelogs::default(),
+            stored_watermarks: BTreeMap::new(),
+        })
     }
 
-    pub(crate) fn input_position(&self, id: InputId) -> String {
-        format!("input:{}:{}", self.graph.sources[id.source].topic, id.partition)
-    }
-
-    /// Checks that stored state is of these steps. The steps named in `reset` may be new, gone or changed: returns them,
-    /// their state is to be forgotten.
+    /// Checks that stored state is of these steps, but for those in `reset`, which may be new, gone or changed. Returns
+    /// the position that says what the steps are now.
     ///
     /// # Errors
     /// `Conflict` names the steps that differ.
@@ -105,11 +91,10 @@ impl Task {
         let mine = self.topology()?;
         if let Some(theirs) = stored.get(TOPOLOGY) {
             let theirs: Topology = from_position(theirs)?;
-            let names = mine.steps.keys().chain(theirs.steps.keys());
-            let mut differ: Vec<&String> =
-                names.filter(|name| mine.steps.get(*name) != theirs.steps.get(*name)).collect();
-            differ.retain(|name| !reset.contains(*name));
-            differ.dedup();
+            let names: BTreeSet<&String> = mine.steps.keys().chain(theirs.steps.keys()).collect();
+            let differ =
+                |name: &&&String| mine.steps.get(**name) != theirs.steps.get(**name) && !reset.contains(**name);
+            let differ: Vec<&String> = names.iter().filter(differ).copied().collect();
             if let Some(first) = differ.first() {
                 let says = |topology: &Topology| topology.steps.get(*first).cloned().unwrap_or_else(|| "absent".into());
                 let names = differ.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
@@ -139,29 +124,35 @@ impl Task {
     ///
     /// # Errors
     /// `Conflict` where the topic is another one than was read.
-    pub(crate) fn add_input(&mut self, id: InputId, topic_id: &str, stored: Option<&String>, start: i64) -> Result<()> {
-        let place = match stored {
-            Some(stored) => from_position(stored)?,
-            None => Place { topic_id: topic_id.to_owned(), offset: start, watermark: i64::MIN },
-        };
-        if place.topic_id != topic_id {
-            return Err(Error::conflict(format!(
-                "topic {} was deleted and made again since this job read it; give the job another name to start anew",
-                self.graph.sources[id.source].topic
-            )));
-        }
-        self.inputs.insert(id, Input { place, is_changed: false, at_end_since: None, is_idle: false });
-        Ok(())
+    pub(crate) fn add_input(
+        &mut self,
+        id: InputId,
+        topic_id: &str,
+        stored: &BTreeMap<String, String>,
+        start: i64,
+    ) -> Result<()> {
+        let topic = &self.graph.sources[id.source].topic;
+        let stored = stored.get(&position(topic, id.partition));
+        if self.inputs.add(id, topic_id, stored, start)? { Ok(()) } else { Err(made_again(topic)) }
     }
 
-    /// All inputs: those whose records are oldest come first, so that a backlog is read in the order of event time.
+    /// Inputs and where to read on in each, in the order in which they are best read.
     pub(crate) fn inputs(&self) -> Vec<(InputId, i64)> {
-        let mut all: Vec<_> = self.inputs.iter().collect();
-        all.sort_by_key(|(id, input)| (input.place.watermark, **id));
-        all.into_iter().map(|(id, input)| (*id, input.place.offset)).collect()
+        self.inputs.oldest_first()
+    }
+
+    /// Takes what the changelog has of a key group.
+    ///
+    /// # Errors
+    /// `Corrupt` where it does not fit the step.
+    pub(crate) fn restore(&mut self, node: usize, key_group: u32, entries: Restore) -> Result<()> {
+        self.logs.restore(node, key_group, entries, self.graph.state(node)?)
     }
 
     /// Takes the step's stored watermark.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is none.
     pub(crate) fn restore_watermark(
         &mut self,
         node: usize,
@@ -169,7 +160,9 @@ impl Task {
         stored: &BTreeMap<String, String>,
     ) -> Result<()> {
         if let Some(watermark) = stored.get(&step_position(step)) {
-            self.graph.state(node)?.set_watermark(from_position(watermark)?);
+            let watermark = from_position(watermark)?;
+            self.graph.state(node)?.set_watermark(watermark);
+            self.stored_watermarks.insert(node, watermark);
         }
         Ok(())
     }
@@ -187,34 +180,23 @@ impl Task {
             let Some(output) = source.dead_letters else {
                 let place = format!("{}[{}]@{}", source.topic, id.partition, record.offset);
                 let help = "write .dead_letters(\"..\") to set such records aside";
-                return Err(Error::new(ErrorKind::Invalid, format!("{place}: {cause}; {help}")));
+                return Err(Error::invalid(format!("{place}: {cause}; {help}")));
             };
             dead.push((output, dead_letter(&source.topic, id.partition, record, &cause)));
         }
-        let (node, delay_ms) = (source.node, source.delay_ms);
+        let node = source.node;
+        let watermark = decoded.latest.map(|latest| latest.saturating_sub(source.delay_ms));
         self.graph.status.add_records(records.len());
         self.graph.status.add_dead(dead.len());
         self.graph.records.append(&mut dead);
         self.graph.inject(node, decoded.chunk);
-        let input = self.inputs.get_mut(&id).ok_or_else(|| Error::internal("records of an unknown input"))?;
-        input.place.offset = next_offset;
-        if let Some(latest) = decoded.latest {
-            input.place.watermark = input.place.watermark.max(latest.saturating_sub(delay_ms));
-        }
-        input.is_changed = true;
-        (input.at_end_since, input.is_idle) = (None, false);
+        self.inputs.read(id, next_offset, watermark)?;
         self.advance()
     }
 
     /// Tells whether an input has nothing to read at `now`, a time that never goes back.
     pub(crate) fn observe(&mut self, id: InputId, is_at_end: bool, now: Duration) {
-        let Some(input) = self.inputs.get_mut(&id) else { return };
-        if is_at_end {
-            let since = *input.at_end_since.get_or_insert(now);
-            input.is_idle = now.saturating_sub(since) >= IDLE_AFTER;
-        } else {
-            (input.at_end_since, input.is_idle) = (None, false);
-        }
+        self.inputs.observe(id, is_at_end, now);
     }
 
     /// Carries the watermarks on.
@@ -223,10 +205,8 @@ impl Task {
     /// Those of the job's steps.
     pub(crate) fn advance(&mut self) -> Result<()> {
         let mut lowest = i64::MAX;
-        for (number, node) in self.graph.sources.iter().map(|source| source.node).enumerate().collect::<Vec<_>>() {
-            let busy = self.inputs.iter().filter(|(id, input)| id.source == number && !input.is_idle);
-            let watermark = busy.map(|(_, input)| input.place.watermark).min();
-            if let Some(watermark) = watermark {
+        for (source, node) in self.graph.source_nodes().into_iter().enumerate() {
+            if let Some(watermark) = self.inputs.watermark(source) {
                 self.graph.set_source_watermark(node, watermark);
             }
             lowest = lowest.min(self.graph.source_watermark(node));
@@ -240,7 +220,7 @@ impl Task {
     /// # Errors
     /// Those of the job's steps.
     pub(crate) fn end(&mut self) -> Result<()> {
-        for node in self.graph.sources.iter().map(|source| source.node).collect::<Vec<_>>() {
+        for node in self.graph.source_nodes() {
             self.graph.set_source_watermark(node, i64::MAX);
         }
         self.graph.sweep()
@@ -252,50 +232,53 @@ impl Task {
     /// `Invalid` for state that cannot be encoded.
     pub(crate) fn barrier(&mut self) -> Result<Option<Epoch>> {
         let mut epoch = Epoch { records: std::mem::take(&mut self.graph.records), ..Epoch::default() };
-        for node in &mut self.graph.nodes {
-            epoch.publish.extend(node.operator.publish()?);
-        }
+        epoch.publish = self.graph.publish()?;
         for (node, step) in self.graph.stateful() {
-            let mut changes = Changes::default();
-            let state = self.graph.state(node)?;
-            state.barrier(&mut changes).map_err(|e| e.context(format!("step {step}")))?;
-            let watermark = state.watermark();
-            if self.stored_watermarks.insert(node, watermark) != Some(watermark) {
-                epoch.positions.push((step_position(&step), to_position(&watermark)?));
-            }
-            if !changes.entries.is_empty() {
-                epoch.state.push((node, changes));
-            }
+            self.step_barrier(node, &step, &mut epoch).map_err(|e| e.context(format!("step {step}")))?;
         }
-        let changed: Vec<InputId> =
-            self.inputs.iter().filter(|(_, input)| input.is_changed).map(|(id, _)| *id).collect();
-        for id in changed {
-            let position = self.input_position(id);
-            if let Some(input) = self.inputs.get_mut(&id) {
-                input.is_changed = false;
-                epoch.positions.push((position, to_position(&input.place)?));
-            }
+        for (id, place) in self.inputs.take_changed()? {
+            epoch.positions.push((position(&self.graph.sources[id.source].topic, id.partition), place));
         }
-        let is_empty = epoch.records.is_empty() && epoch.state.is_empty() && epoch.positions.is_empty();
-        Ok(if is_empty && epoch.publish.is_empty() { None } else { Some(epoch) })
+        Ok(if epoch.is_empty() { None } else { Some(epoch) })
+    }
+
+    fn step_barrier(&mut self, node: usize, step: &str, epoch: &mut Epoch) -> Result<()> {
+        let mut changes = Changes::default();
+        let state = self.graph.state(node)?;
+        state.barrier(&mut changes)?;
+        let watermark = state.watermark();
+        epoch.state.append(&mut self.logs.parts(&self.name, step, node, &*state, changes)?);
+        if self.stored_watermarks.insert(node, watermark).unwrap_or(i64::MIN) != watermark {
+            epoch.positions.push((step_position(step), to_position(&watermark)?));
+        }
+        Ok(())
     }
 
     /// Forgets everything, to be restored.
     pub(crate) fn clear(&mut self) {
         self.inputs.clear();
+        self.logs.clear();
         self.stored_watermarks.clear();
         self.graph.clear();
     }
 }
 
+/// The name of the position that holds a step's watermark.
 pub(crate) fn step_position(step: &str) -> String {
     format!("watermark:{step}")
 }
 
-fn to_position<T: Serialize>(value: &T) -> Result<String> {
+/// A topic is not the one that was read.
+pub(crate) fn made_again(topic: &str) -> Error {
+    Error::conflict(format!(
+        "topic {topic} was deleted and made again since this job read it; give the job another name to start anew"
+    ))
+}
+
+pub(super) fn to_position<T: Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value).map_err(|e| Error::internal("encode a position").with_source(e))
 }
 
-fn from_position<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
+pub(super) fn from_position<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| Error::corrupt(format!("position {text:?} is malformed")).with_source(e))
 }

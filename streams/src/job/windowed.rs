@@ -15,7 +15,7 @@ use crate::{
     agg::Agg,
     chunk::Chunk,
     key::{Key, Keyer},
-    state::State,
+    state::{Changes, KeyGroups, State},
     window::{Groups, Tumbling, Window, WindowAggregate},
 };
 
@@ -91,6 +91,7 @@ where
             closed: Vec::new(),
             is_view_whole: false,
         };
+        open.read(node, port);
         let made = open.add(Some(step.to_owned()), Box::new(operator), vec![(node, port)]);
         open.must_read(made, LATE, step);
         drop(open);
@@ -181,12 +182,12 @@ where
         self.aggregate.describe()
     }
 
-    fn barrier(&mut self, changes: &mut crate::state::Changes) -> Result<()> {
+    fn barrier(&mut self, changes: &mut Changes) -> Result<()> {
         self.aggregate.barrier(changes)
     }
 
-    fn snapshot(&self, key_group: u32, changes: &mut crate::state::Changes) -> Result<()> {
-        self.aggregate.snapshot(key_group, changes)
+    fn snapshot(&self, key_groups: &KeyGroups, changes: &mut Changes) -> Result<()> {
+        self.aggregate.snapshot(key_groups, changes)
     }
 
     fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<()> {

@@ -2,6 +2,8 @@
 //! same functions.
 
 mod aggregate;
+mod pane;
+mod split;
 
 use std::time::Duration;
 
