@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -92,8 +92,9 @@ impl Committer {
         if self.shared.queue.is_empty() {
             return Ok(Turn::Idle);
         }
-        let ring = self.shared.unwritten_bytes.load(std::sync::atomic::Ordering::Relaxed);
-        if ring >= self.shared.config.ring_bytes || !self.make_room()? {
+        let ring = self.shared.unwritten_bytes.load(Ordering::Relaxed);
+        let held_up = self.next_lsn >= self.shared.allowed_lsn.load(Ordering::Acquire);
+        if ring >= self.shared.config.ring_bytes || held_up || !self.make_room()? {
             return Ok(Turn::Blocked);
         }
         let mut group = self.begin_group();
@@ -393,7 +394,7 @@ impl Committer {
             let _ = request.reply.send(Ok(outcome));
         }
         let pressed = shared.commit_log_used() > shared.config.commit_log_bytes as u64 / 2
-            || shared.unwritten_bytes.load(std::sync::atomic::Ordering::Relaxed) > shared.config.ring_bytes / 4;
+            || shared.unwritten_bytes.load(Ordering::Relaxed) > shared.config.ring_bytes / 4;
         if wake || pressed {
             shared.wake_writer(pressed);
         }
@@ -438,7 +439,7 @@ impl Committer {
 
     /// When no file is free and a transaction keeps them, the oldest transaction gives way.
     fn abort_blocking_transaction(&mut self) {
-        let checkpoint = self.shared.checkpoint_lsn.load(std::sync::atomic::Ordering::Acquire);
+        let checkpoint = self.shared.checkpoint_lsn.load(Ordering::Acquire);
         let oldest = self.transactions.iter().min_by_key(|(_, t)| t.frames.first().map(|f| f.lsn));
         let Some((&id, oldest)) = oldest else { return };
         if oldest.frames.first().is_some_and(|frame| frame.lsn <= checkpoint) {

@@ -6,7 +6,8 @@
 //! | `slots` | its files |
 //! | `queue`, `commit` | requests, and the committer that makes groups of them durable and visible |
 //! | `partition`, `segment`, `index` | one partition's records in memory and on disk |
-//! | `write_behind`, `manifest`, `superblock` | segments and checkpoints |
+//! | `write_behind`, `checkpoint` | records into segments, and these made durable, a little at a time |
+//! | `manifest`, `superblock` | what a checkpoint leaves |
 //! | `recovery` | what a crash left, made whole |
 //! | `catalog` | topics, positions, writers and schemas: the log's own topics in memory |
 //! | `threads` | the two threads that drive it all |
@@ -14,6 +15,7 @@
 //! This level speaks batches. What speaks records, and may one day be another machine's log, is [`crate::log::Log`].
 
 mod catalog;
+mod checkpoint;
 mod commit;
 mod config;
 mod frame;
@@ -543,6 +545,7 @@ fn new_shared(
         catalog: RwLock::new(Catalog::new()),
         published: RwLock::new(Published { lsn: 0, oldest_staged_lsn: None }),
         checkpoint_lsn: AtomicU64::new(0),
+        allowed_lsn: AtomicU64::new(u64::MAX),
         ring_bytes: Default::default(),
         unwritten_bytes: Default::default(),
         arrivals: Mutex::default(),
@@ -550,6 +553,7 @@ fn new_shared(
         writer: Mutex::new(WriterState::default()),
         writer_work: Condvar::new(),
         room: Condvar::new(),
+        rooms: AtomicU64::new(0),
         doomed: Mutex::default(),
         failure: OnceLock::new(),
         failed: tokio::sync::Notify::new(),
@@ -569,6 +573,7 @@ fn load_manifest(shared: &Shared, manifest: Manifest) {
         let mut state = partition.state_mut();
         state.log_start_offset = entry.log_start_offset;
         state.written_offset = entry.written_offset;
+        state.synced_offset = entry.written_offset;
         let holes = entry.damage.iter().filter_map(|d| d.to).max().unwrap_or(0);
         state.durable_offset = entry.written_offset.max(holes);
         state.segments = entry.segments.into_iter().map(|s| Arc::new(Segment::listed(&partition.folder, s))).collect();

@@ -40,6 +40,8 @@ pub(super) struct State {
     pub(super) durable_offset: i64,
     /// Offset up to which segments hold everything.
     pub(super) written_offset: i64,
+    /// Offset up to which segments hold everything durably: what a manifest may say.
+    pub(super) synced_offset: i64,
     pub(super) tail: VecDeque<Batch>,
     pub(super) segments: Vec<Arc<Segment>>,
     pub(super) damage: Vec<Damage>,
@@ -52,6 +54,7 @@ impl Partition {
             log_start_offset: 0,
             durable_offset: 0,
             written_offset: 0,
+            synced_offset: 0,
             tail: VecDeque::new(),
             segments: Vec::new(),
             damage: Vec::new(),

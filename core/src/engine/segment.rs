@@ -25,6 +25,8 @@ use crate::{
 
 /// Bytes read at a time when an index is rebuilt.
 const SCAN_BYTES: usize = 1 << 20;
+/// A run is copied together and written in pieces of this size.
+const WRITE_BYTES: usize = 1 << 20;
 /// Least bytes read at a time when records are fetched.
 const READ_BYTES: usize = 64 << 10;
 
@@ -39,6 +41,8 @@ pub(super) struct Segment {
     path: PathBuf,
     base_offset: i64,
     length: AtomicU64,
+    /// Bytes of it that are durable; the manifest lists no more.
+    synced: AtomicU64,
     /// Open from its first append to the checkpoint that syncs it: readers open it for themselves, so that no more
     /// files are open than are written.
     file: Mutex<Option<Arc<dyn StorageFile>>>,
@@ -61,6 +65,7 @@ impl Segment {
             path: folder.join(format!("{:020}.log", entry.base_offset)),
             base_offset: entry.base_offset,
             length: AtomicU64::new(entry.length),
+            synced: AtomicU64::new(entry.length),
             file: Mutex::new(None),
             index: Mutex::new(None),
         }
@@ -74,8 +79,10 @@ impl Segment {
         self.length.load(Ordering::Acquire)
     }
 
-    pub(super) fn entry(&self) -> SegmentEntry {
-        SegmentEntry { base_offset: self.base_offset, length: self.length() }
+    /// What of it is durable; none where nothing is.
+    pub(super) fn durable_entry(&self) -> Option<SegmentEntry> {
+        let length = self.synced.load(Ordering::Acquire);
+        (length > 0).then_some(SegmentEntry { base_offset: self.base_offset, length })
     }
 
     fn index(&self) -> MutexGuard<'_, Option<SparseIndex>> {
@@ -110,12 +117,11 @@ impl Segment {
     }
 
     /// Appends whole batches. They become readable here with the return of this call, durable with [`Segment::sync`].
-    pub(super) fn append(&self, storage: &dyn Storage, batches: &[Bytes]) -> Result<()> {
+    pub(super) fn append(&self, storage: &dyn Storage, batches: &[Bytes], buffer: &mut Vec<u8>) -> Result<()> {
         let file = self.file(storage)?;
         *lock(&self.file) = Some(Arc::clone(&file));
         let start = self.length();
-        let run: Vec<u8> = batches.concat();
-        file.write_at(&run, start)?;
+        let end = write_run(&*file, start, batches, buffer)?;
         if let Some(index) = self.index().as_mut() {
             let mut position = start;
             for batch in batches {
@@ -123,13 +129,16 @@ impl Segment {
                 position += batch.len() as u64;
             }
         }
-        self.length.store(start + run.len() as u64, Ordering::Release);
+        file.start_writeback(start, end - start);
+        self.length.store(end, Ordering::Release);
         Ok(())
     }
 
-    /// Makes what was appended durable, and closes the file.
+    /// Makes what was appended durable, and closes the file. Only the segment writer calls this, which also appends.
     pub(super) fn sync(&self, storage: &dyn Storage) -> Result<()> {
+        let length = self.length();
         self.file(storage)?.sync()?;
+        self.synced.store(length, Ordering::Release);
         *lock(&self.file) = None;
         Ok(())
     }
@@ -245,4 +254,28 @@ impl Segment {
         }
         Ok(index)
     }
+}
+
+/// Writes batches one after the other from `start` on and returns where they end. The caller's buffer is used again and
+/// again: fresh memory for every run costs more than the copy.
+fn write_run(file: &dyn StorageFile, start: u64, batches: &[Bytes], buffer: &mut Vec<u8>) -> Result<u64> {
+    let mut position = start;
+    buffer.clear();
+    for batch in batches {
+        if !buffer.is_empty() && buffer.len() + batch.len() > WRITE_BYTES {
+            file.write_at(buffer, position)?;
+            position += buffer.len() as u64;
+            buffer.clear();
+        }
+        if batch.len() >= WRITE_BYTES {
+            file.write_at(batch, position)?;
+            position += batch.len() as u64;
+        } else {
+            buffer.extend_from_slice(batch);
+        }
+    }
+    if !buffer.is_empty() {
+        file.write_at(buffer, position)?;
+    }
+    Ok(position + buffer.len() as u64)
 }

@@ -1,12 +1,13 @@
 //! What the committer, the segment writer and all readers of one log share.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use super::{
@@ -24,6 +25,9 @@ use crate::{
     topic::{PartitionId, TopicInfo},
 };
 
+/// A committer that waits for room looks for itself so often, whatever it is told.
+const ROOM_PATIENCE: Duration = Duration::from_millis(20);
+
 /// The consistent state of all partitions together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Published {
@@ -36,7 +40,7 @@ pub(super) struct Published {
 /// What the segment writer has to do.
 #[derive(Debug, Default)]
 pub(super) struct WriterState {
-    pub(super) dirty: HashSet<PartitionId>,
+    pub(super) dirty: BTreeSet<PartitionId>,
     /// Somebody waits for room in the ring or in the commit log.
     pub(super) urgent: bool,
     pub(super) closing: bool,
@@ -54,6 +58,9 @@ pub(super) struct Shared {
     /// Held for writing while a group becomes visible: a reader that holds it sees all of a group or nothing.
     pub(super) published: RwLock<Published>,
     pub(super) checkpoint_lsn: AtomicU64,
+    /// No group begins at or beyond: an open checkpoint raises it as it gets on, so that appends slow down instead of
+    /// standing still where the commit log ends.
+    pub(super) allowed_lsn: AtomicU64,
     /// Bytes in the tails of all partitions.
     pub(super) ring_bytes: AtomicUsize,
     /// Of these, bytes that no segment holds yet.
@@ -66,6 +73,8 @@ pub(super) struct Shared {
     pub(super) writer_work: Condvar,
     /// Wakes a committer that waits for room.
     pub(super) room: Condvar,
+    /// How often room was made; changes under the lock `writer`.
+    pub(super) rooms: AtomicU64,
     /// Folders of deleted partitions, removed after the next checkpoint.
     pub(super) doomed: Mutex<Vec<PathBuf>>,
     pub(super) failure: OnceLock<String>,
@@ -193,6 +202,21 @@ impl Shared {
     /// Bytes of commit log between the checkpoint and the end.
     pub(super) fn commit_log_used(&self) -> u64 {
         self.published().lsn.saturating_sub(self.checkpoint_lsn.load(Ordering::Acquire))
+    }
+
+    /// Tells a committer that waits: there is room in the ring, or the commit log may go on.
+    pub(super) fn made_room(&self) {
+        let writer = lock(&self.writer);
+        self.rooms.fetch_add(1, Ordering::Release);
+        drop(writer);
+        self.room.notify_all();
+    }
+
+    /// Waits until room was made since `rooms` was read, for a moment at most: a failure is also told this way.
+    pub(super) fn await_room(&self, rooms: u64) {
+        let writer = lock(&self.writer);
+        let none_yet = |_: &mut WriterState| self.rooms.load(Ordering::Acquire) == rooms;
+        drop(self.room.wait_timeout_while(writer, ROOM_PATIENCE, none_yet));
     }
 
     pub(super) fn wake_writer(&self, urgent: bool) {

@@ -3,7 +3,7 @@
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -15,6 +15,8 @@ use crate::Result;
 
 /// A note that proves the last group is written when nothing came for this long.
 const IDLE_NOTE: Duration = Duration::from_millis(100);
+/// An open checkpoint takes a step this often while nothing comes.
+const QUIET_STEP: Duration = Duration::from_millis(20);
 /// Small amounts of records go into segments when they are this old.
 const WRITE_BEHIND: Duration = Duration::from_secs(1);
 
@@ -55,7 +57,16 @@ impl Stepper {
         failing(&shared, writer_pass(&mut self.writer, all))
     }
 
-    /// Makes a checkpoint.
+    /// Begins a checkpoint, or takes an open one a step further.
+    ///
+    /// # Errors
+    /// The log has failed for good.
+    pub fn checkpoint_step(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        failing(&shared, self.writer.checkpoint_step())
+    }
+
+    /// Makes a checkpoint of all that is visible.
     ///
     /// # Errors
     /// The log has failed for good.
@@ -87,11 +98,7 @@ fn failing<T>(shared: &Shared, result: Result<T>) -> Result<T> {
 
 fn writer_pass(writer: &mut SegmentWriter, all: bool) -> Result<()> {
     writer.prepare_slot()?;
-    writer.write_behind(all)?;
-    if writer.checkpoint_due() {
-        writer.checkpoint()?;
-    }
-    Ok(())
+    writer.write_behind(all)
 }
 
 pub(super) struct Threads {
@@ -141,15 +148,14 @@ fn run_committer(committer: &mut Committer) -> Result<()> {
         let shared = Arc::clone(&committer.shared);
         let idle = (!committer.noted).then_some(IDLE_NOTE);
         let ended = shared.queue.wait(idle);
+        let rooms = shared.rooms.load(Ordering::Acquire);
         match committer.turn()? {
             Turn::Idle if ended => return committer.note(true),
             Turn::Idle => committer.note(false)?,
             Turn::Committed(_) => {}
             Turn::Blocked => {
                 shared.wake_writer(true);
-                let writer = lock(&shared.writer);
-                let waited = shared.room.wait_timeout(writer, Duration::from_millis(20));
-                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                shared.await_room(rooms);
             }
         }
     }
@@ -158,30 +164,59 @@ fn run_committer(committer: &mut Committer) -> Result<()> {
 fn run_writer(writer: &mut SegmentWriter) -> Result<()> {
     let _guard = AbortOnPanic;
     let shared = Arc::clone(&writer.shared);
+    let ring_bytes = shared.config.ring_bytes;
+    let mut whole = Instant::now();
     writer.prepare_slot()?;
     loop {
-        let mut state = lock(&shared.writer);
-        while state.dirty.is_empty() && !state.urgent && !state.closing {
-            state = shared.writer_work.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        // What came is left to grow for a while, so that runs are large.
-        let waited = shared.writer_work.wait_timeout_while(state, WRITE_BEHIND, |s| !s.urgent && !s.closing);
-        state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        let urgent = std::mem::take(&mut state.urgent);
-        let closing = state.closing;
-        drop(state);
+        let Some(closing) = await_work(writer, &shared, &mut whole)? else { continue };
         shared.check_alive()?;
         if closing {
             return writer.finish();
         }
-        let ring_bytes = shared.config.ring_bytes;
-        let pressed = shared.unwritten_bytes.load(Ordering::Relaxed) > ring_bytes / 4;
-        writer_pass(writer, !urgent || !pressed)?;
+        let unwritten = || shared.unwritten_bytes.load(Ordering::Relaxed);
+        let all = whole.elapsed() >= WRITE_BEHIND;
+        if all || unwritten() > ring_bytes / 4 {
+            writer_pass(writer, all)?;
+        } else {
+            // Woken for the commit log's sake: what came is left to grow.
+            writer.keep_pace()?;
+        }
         // Many partitions with little each: large runs alone do not make room, nor let the oldest be forgotten.
-        if shared.unwritten_bytes.load(Ordering::Relaxed).max(shared.ring_bytes.load(Ordering::Relaxed) / 2)
-            > ring_bytes / 2
-        {
+        if unwritten().max(shared.ring_bytes.load(Ordering::Relaxed) / 2) > ring_bytes / 2 {
             writer.write_behind(true)?;
         }
+        if all {
+            whole = Instant::now();
+        }
     }
+}
+
+/// Waits for something to do, and tells whether the log is closing; nothing where an open checkpoint took a step in the
+/// quiet instead.
+fn await_work(writer: &mut SegmentWriter, shared: &Shared, whole: &mut Instant) -> Result<Option<bool>> {
+    let mut state = lock(&shared.writer);
+    if state.dirty.is_empty() {
+        *whole = Instant::now();
+    }
+    while state.dirty.is_empty() && !state.urgent && !state.closing {
+        if writer.checkpoint.is_none() {
+            state = shared.writer_work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            *whole = Instant::now();
+            continue;
+        }
+        let waited = shared.writer_work.wait_timeout(state, QUIET_STEP).unwrap_or_else(PoisonError::into_inner);
+        state = waited.0;
+        if waited.1.timed_out() {
+            drop(state);
+            shared.check_alive()?;
+            writer.checkpoint_step()?;
+            return Ok(None);
+        }
+    }
+    // What came is left to grow for a while, so that runs are large.
+    let rest = WRITE_BEHIND.saturating_sub(whole.elapsed());
+    let waited = shared.writer_work.wait_timeout_while(state, rest, |s| !s.urgent && !s.closing);
+    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+    state.urgent = false;
+    Ok(Some(state.closing))
 }

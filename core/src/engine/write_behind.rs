@@ -1,24 +1,23 @@
-//! The segment writer: moves batches from memory into segments in large runs, and makes checkpoints.
+//! The segment writer: moves batches from memory into segments in large runs.
 //!
-//! Nothing waits for it but room: an append is durable in the commit log long before. A checkpoint makes the segments
-//! durable, writes the manifest, moves the superblock, and so frees the files of the commit log before it.
+//! Nothing waits for it but room: an append is durable in the commit log long before.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
 };
 
 use bytes::Bytes;
 
 use super::{
-    manifest::{self, Manifest, PartitionEntry},
+    checkpoint::Checkpoint,
     partition::{Damage, Partition},
     segment::Segment,
     shared::{Shared, lock},
     slots::Slot,
-    superblock::{Superblock, SuperblockFile},
+    superblock::SuperblockFile,
 };
-use crate::{Error, ErrorKind, Result, topic::PartitionId};
+use crate::{ErrorKind, Result, topic::PartitionId};
 
 /// A partition with fewer unwritten bytes waits for more, or for its second to be over.
 const RUN_BYTES: usize = 256 << 10;
@@ -27,26 +26,29 @@ const MAX_RUN_BYTES: usize = 8 << 20;
 
 pub(super) struct SegmentWriter {
     pub(super) shared: Arc<Shared>,
-    superblock: SuperblockFile,
-    /// Segments written since the last checkpoint.
-    unsynced: Vec<Arc<Segment>>,
+    pub(super) superblock: SuperblockFile,
+    /// Segments written since they were last synced, by partition.
+    pub(super) unsynced: BTreeMap<PartitionId, (Arc<Partition>, Vec<Arc<Segment>>)>,
     /// Folders with names that are not durable yet.
-    new_folders: HashSet<std::path::PathBuf>,
+    pub(super) new_folders: BTreeSet<std::path::PathBuf>,
+    pub(super) checkpoint: Option<Checkpoint>,
+    /// Runs are copied together here.
+    buffer: Vec<u8>,
 }
 
 impl SegmentWriter {
     pub(super) fn new(shared: Arc<Shared>, superblock: SuperblockFile) -> Self {
-        Self { shared, superblock, unsynced: Vec::new(), new_folders: HashSet::new() }
+        Self {
+            shared,
+            superblock,
+            unsynced: BTreeMap::new(),
+            new_folders: BTreeSet::new(),
+            checkpoint: None,
+            buffer: Vec::new(),
+        }
     }
 
-    /// Whether the commit log or the ring has filled so far that a checkpoint is due.
-    pub(super) fn checkpoint_due(&self) -> bool {
-        let used = self.shared.commit_log_used();
-        let no_free = lock(&self.shared.slots).free.is_empty();
-        used > self.shared.config.commit_log_bytes as u64 / 2 || (no_free && !self.may_add_slot())
-    }
-
-    fn may_add_slot(&self) -> bool {
+    pub(super) fn may_add_slot(&self) -> bool {
         let config = &self.shared.config;
         lock(&self.shared.slots).count < config.commit_log_bytes / config.commit_file_bytes
     }
@@ -67,48 +69,62 @@ impl SegmentWriter {
         pool.free.push(slot);
         pool.count += 1;
         drop(pool);
-        self.shared.room.notify_all();
+        self.shared.made_room();
         Ok(())
     }
 
-    /// Writes what is in memory only into segments; small amounts only if `all`.
+    /// Writes what is in memory only into segments; small amounts only if `all`. An open checkpoint goes on meanwhile.
     pub(super) fn write_behind(&mut self, all: bool) -> Result<()> {
         let dirty: Vec<PartitionId> = lock(&self.shared.writer).dirty.iter().copied().collect();
         for id in dirty {
             if let Ok(partition) = self.shared.partition(id) {
                 self.write_partition(&partition, all)?;
+                self.keep_pace()?;
             } else {
                 lock(&self.shared.writer).dirty.remove(&id);
             }
         }
         self.shared.evict();
-        self.shared.room.notify_all();
-        Ok(())
+        self.keep_pace()
     }
 
-    fn write_partition(&mut self, partition: &Partition, all: bool) -> Result<()> {
-        loop {
+    /// Writes what is visible of a partition now; what comes meanwhile is for another time, so that others get their turn.
+    pub(super) fn write_partition(&mut self, partition: &Arc<Partition>, all: bool) -> Result<()> {
+        let end = partition.state().durable_offset;
+        while partition.state().written_offset < end {
             let (batches, bytes, next) =
                 unwritten_run(partition, MAX_RUN_BYTES.min(self.shared.config.segment_bytes as usize));
             if batches.is_empty() {
-                self.mark_clean(partition);
-                return Ok(());
+                break;
             }
             if !all && bytes < RUN_BYTES {
                 return Ok(());
             }
             let segment = self.segment_for(partition, bytes as u64)?;
             segment
-                .append(&*self.shared.storage, &batches)
+                .append(&*self.shared.storage, &batches, &mut self.buffer)
                 .map_err(|e| e.context(format!("write {}", partition.name)))?;
-            if !self.unsynced.iter().any(|other| Arc::ptr_eq(other, &segment)) {
-                self.unsynced.push(segment);
-            }
+            self.note_unsynced(partition, segment);
             let mut state = partition.state_mut();
             if !state.deleted {
                 state.written_offset = next;
                 self.shared.unwritten_bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
+            drop(state);
+            if let Some(open) = &mut self.checkpoint {
+                open.credit(partition.id, bytes as u64);
+            }
+            // After each run: who waits for room needs a little of it, not all.
+            self.tell_progress();
+        }
+        self.mark_clean(partition);
+        Ok(())
+    }
+
+    fn note_unsynced(&mut self, partition: &Arc<Partition>, segment: Arc<Segment>) {
+        let (_, segments) = self.unsynced.entry(partition.id).or_insert_with(|| (Arc::clone(partition), Vec::new()));
+        if !segments.iter().any(|other| Arc::ptr_eq(other, &segment)) {
+            segments.push(segment);
         }
     }
 
@@ -154,88 +170,6 @@ impl SegmentWriter {
         let segment = Arc::new(Segment::create(storage, &partition.folder, next)?);
         partition.state_mut().segments.push(Arc::clone(&segment));
         Ok(segment)
-    }
-
-    /// Makes everything visible so far durable in segments, so that replay may begin after it.
-    pub(super) fn checkpoint(&mut self) -> Result<()> {
-        self.shared.check_alive()?;
-        let published = *self.shared.published();
-        let checkpoint_lsn = published.oldest_staged_lsn.map_or(published.lsn, |staged| staged.min(published.lsn));
-        if checkpoint_lsn <= self.superblock.current().checkpoint_lsn {
-            return Ok(());
-        }
-        self.write_behind(true)?;
-        let storage = Arc::clone(&self.shared.storage);
-        for segment in std::mem::take(&mut self.unsynced) {
-            segment.sync(&*storage).map_err(|e| e.context("sync a segment"))?;
-        }
-        for folder in std::mem::take(&mut self.new_folders) {
-            // A folder may be gone with its topic.
-            if let Err(error) = storage.sync_dir(&folder)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                return Err(Error::from(error).context(format!("sync folder {}", folder.display())));
-            }
-        }
-        let old = self.superblock.current();
-        let number = old.manifest + 1;
-        self.manifest().write(&*storage, &manifest::path(&self.shared.data_dir, number))?;
-        // Twice: what the other copy needs is about to go, and either copy alone must do.
-        for _ in 0..2 {
-            let current = self.superblock.current();
-            self.superblock.write(Superblock {
-                checkpoint_lsn,
-                durable_lsn: published.lsn,
-                manifest: number,
-                ..current
-            })?;
-        }
-        self.shared.checkpoint_lsn.store(checkpoint_lsn, Ordering::Release);
-        lock(&self.shared.slots).release(checkpoint_lsn);
-        self.remove_leftovers(old.manifest);
-        self.shared.room.notify_all();
-        Ok(())
-    }
-
-    /// What an earlier checkpoint needed and this one does not. Failing to remove it harms nothing.
-    fn remove_leftovers(&self, old_manifest: u64) {
-        let storage = &*self.shared.storage;
-        if old_manifest > 0 {
-            let _ = storage.remove(&manifest::path(&self.shared.data_dir, old_manifest));
-        }
-        for folder in std::mem::take(&mut *lock(&self.shared.doomed)) {
-            let _ = storage.remove_dir(&folder);
-        }
-    }
-
-    fn manifest(&self) -> Manifest {
-        let _cut = self.shared.published();
-        let partitions = self.shared.partitions.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut partitions: Vec<_> = partitions.values().map(|partition| entry_of(partition)).collect();
-        partitions.sort_unstable_by_key(|entry| entry.id);
-        Manifest { catalog: self.shared.catalog().clone(), partitions }
-    }
-
-    /// Records the end of the log after a clean stop.
-    pub(super) fn finish(&mut self) -> Result<()> {
-        self.checkpoint()?;
-        let lsn = self.shared.published().lsn;
-        let current = self.superblock.current();
-        if current.durable_lsn < lsn {
-            self.superblock.write(Superblock { durable_lsn: lsn, ..current })?;
-        }
-        Ok(())
-    }
-}
-
-fn entry_of(partition: &Partition) -> PartitionEntry {
-    let state = partition.state();
-    PartitionEntry {
-        id: partition.id,
-        log_start_offset: state.log_start_offset,
-        written_offset: state.written_offset,
-        segments: state.segments.iter().map(|s| s.entry()).collect(),
-        damage: state.damage.clone(),
     }
 }
 

@@ -16,6 +16,9 @@ pub trait StorageFile: Send + Sync {
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize>;
     /// Writes all of `buf` at `position`, growing the file where needed.
     fn write_at(&self, buf: &[u8], position: u64) -> io::Result<()>;
+    /// Asks the system to begin writing a range to the disk, and does not wait: a later [`StorageFile::sync`] then has less
+    /// to do. A hint: nothing is durable by it, and it may be ignored. What fails in it is told by that sync.
+    fn start_writeback(&self, position: u64, len: u64);
     /// Makes the file's bytes and length durable (`fdatasync`).
     fn sync(&self) -> io::Result<()>;
     /// The file's length in bytes.

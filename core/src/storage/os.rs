@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
+    num::NonZeroU64,
     os::unix::fs::FileExt,
     path::Path,
     sync::Arc,
@@ -35,6 +36,12 @@ impl StorageFile for File {
 
     fn write_at(&self, buf: &[u8], position: u64) -> io::Result<()> {
         self.write_all_at(buf, position)
+    }
+
+    fn start_writeback(&self, position: u64, len: u64) {
+        // Linux begins to write dirty pages that it is told nobody needs. It forgets the clean ones among them, which in a
+        // range that was written just now are none.
+        let _ = rustix::fs::fadvise(self, position, NonZeroU64::new(len), rustix::fs::Advice::DontNeed);
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -17,7 +17,7 @@ use tidemill_core::{
 };
 
 use crate::{
-    harness::{Model, State, Stepped, Unit, batch, difference, poll, position_batch, show, small},
+    harness::{Model, Shown, State, Stepped, Unit, batch, difference, poll, position_batch, show, small},
     sim::{Keep, Lie, Rng, SimClock, SimDisk},
 };
 
@@ -96,13 +96,22 @@ impl Work {
             76..82 => self.log().stepper.note()?,
             82..88 => self.log().stepper.write_behind(false)?,
             88..92 => self.log().stepper.write_behind(true)?,
-            92..96 => self.log().stepper.checkpoint()?,
+            92..93 => self.log().stepper.checkpoint()?,
+            // Appends, deletions and transactions come between the steps.
+            93..96 => self.checkpoint_steps()?,
             96..97 => self.clock.advance(Duration::from_secs(20)),
             97..98 => {
                 self.close()?;
                 self.reopen()?;
             }
             _ => self.reopen()?,
+        }
+        Ok(())
+    }
+
+    fn checkpoint_steps(&mut self) -> Result<()> {
+        for _ in 0..1 + self.rng.below(12) {
+            self.log().stepper.checkpoint_step()?;
         }
         Ok(())
     }
@@ -565,4 +574,35 @@ fn twin_manifest_sync_does_nothing() {
 #[test]
 fn twin_sync_dir_does_nothing() {
     caught(Lie::DirSync);
+}
+
+/// What a crash now leaves, whatever it keeps: no damage, and all that is shown.
+fn survives(disk: &SimDisk, wanted: &Shown, what: &str) {
+    for keep in [Keep::Nothing, Keep::Everything, Keep::Random(1)] {
+        let opened = Stepped::open(&disk.image(keep), small(), &SimClock::default())
+            .unwrap_or_else(|e| panic!("{what}, {keep:?}: {e:?}"));
+        assert_eq!(opened.engine.recovery().damage, [], "{what}, {keep:?}");
+        let shown = show(&opened.engine).expect("readable");
+        assert_eq!(&shown, wanted, "{what}, {keep:?}: {}", difference(&shown, wanted));
+    }
+}
+
+/// Segments grow between their sync and the manifest: the manifest says what was synced.
+#[test]
+fn a_manifest_lists_what_is_synced() {
+    let disk = SimDisk::new(12);
+    let mut log = Stepped::open(&disk, small(), &SimClock::default()).expect("new");
+    let ids = log.create("a", 3).expect("topic");
+    for tag in 0..40 {
+        for (i, id) in ids.iter().enumerate() {
+            log.append(vec![(*id, batch(tag * 3 + i as u64, 1, 900))]).expect("append");
+        }
+        log.stepper.checkpoint_step().expect("checkpoint");
+        // The segments are longer now than what was synced.
+        log.stepper.write_behind(true).expect("segments");
+        let wanted = show(&log.engine).expect("whole");
+        survives(&disk, &wanted, &format!("round {tag}"));
+    }
+    let reopened = Stepped::open(&disk.image(Keep::Nothing), small(), &SimClock::default()).expect("opens");
+    assert!(reopened.engine.recovery().checkpoint_lsn > 0, "no checkpoint came to its end");
 }

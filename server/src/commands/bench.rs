@@ -19,6 +19,9 @@ use tidemill_core::{
     topic::{PartitionId, TopicSpec},
 };
 
+/// Record by which the commit log is filled before a measurement.
+const WARM_UP_BYTES: usize = 1 << 20;
+
 pub struct Plan {
     pub dir: Option<PathBuf>,
     pub partitions: Vec<u32>,
@@ -116,6 +119,7 @@ async fn producers(dir: &Path, plan: &Plan, count: u32, batch_records: usize) ->
     let folder = dir.join("log");
     let open = || Engine::open(&folder, Config::default(), Arc::new(OsStorage), Arc::new(SystemClock::default()));
     let engine = Arc::new(open()?);
+    wrap(&engine).await?;
     let topic = engine.create_topic("bench", &TopicSpec { partitions: count }).await?;
     let until = Instant::now() + Duration::from_secs(plan.seconds);
     let started = Instant::now();
@@ -133,6 +137,18 @@ async fn producers(dir: &Path, plan: &Plan, count: u32, batch_records: usize) ->
     tokio::task::spawn_blocking(move || engine.close()).await??;
     std::fs::remove_dir_all(&folder)?;
     Ok(Figures { latencies, bytes, time })
+}
+
+/// Fills the commit log once: from then on its files are used again and none is made, and a checkpoint has been.
+async fn wrap(engine: &Arc<Engine>) -> anyhow::Result<()> {
+    let topic = engine.create_topic("warm-up", &TopicSpec { partitions: 1 }).await?;
+    let mut batch = BatchBuilder::default();
+    batch.push(&Record::new(None, Bytes::from(vec![b'w'; WARM_UP_BYTES])), SystemClock::default().now())?;
+    let batch = batch.finish();
+    for _ in 0..=engine.config().commit_log_bytes / WARM_UP_BYTES {
+        engine.append(vec![(topic.partitions[0], batch.clone())], None).await?;
+    }
+    Ok(())
 }
 
 async fn produce(
