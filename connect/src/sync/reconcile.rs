@@ -1,4 +1,8 @@
-//! What a topic already says, by key: so that a copy made again writes only what differs, and deletes what is gone.
+//! What a topic already says, by key: so that a copy writes no row that is there already.
+//!
+//! A copy made again is compared with all rows of its topic: it writes only what differs, and deletes what is gone. A
+//! first copy is compared with the rows that the capture brought before the copy reached them: each row then comes once,
+//! and who adds rows up counts none twice.
 //!
 //! Keys and rows are held as hashes: 128 bits of a key, 64 of a row, so that a million rows take some 40 MB.
 
@@ -31,7 +35,17 @@ struct Known {
 /// The rows of one topic.
 pub(super) struct Reconciler {
     rows: HashMap<KeyHash, Known>,
+    scope: Scope,
     pass: u32,
+}
+
+/// Which rows are remembered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// All: what the source does not show is gone.
+    All,
+    /// Those that were changed. Rows that a copy reads come by once and need not be remembered.
+    Changed,
 }
 
 /// A row that the topic has and the source has no more: its newest record.
@@ -42,13 +56,24 @@ pub(super) struct Gone {
 }
 
 impl Reconciler {
+    /// For a copy that is made again.
+    pub(super) async fn of_all(session: &dyn Session, schemas: &Schemas, topic: &str) -> Result<Self> {
+        Self::load(session, schemas, topic, Scope::All).await
+    }
+
+    /// For a first copy, from its start or from where it was.
+    pub(super) async fn of_changed(session: &dyn Session, schemas: &Schemas, topic: &str) -> Result<Self> {
+        Self::load(session, schemas, topic, Scope::Changed).await
+    }
+
     /// Reads a topic from its start to its present end.
-    pub(super) async fn load(session: &dyn Session, schemas: &Schemas, topic: &str) -> Result<Self> {
-        let mut this = Self { rows: HashMap::new(), pass: 1 };
+    async fn load(session: &dyn Session, schemas: &Schemas, topic: &str, scope: Scope) -> Result<Self> {
+        let mut this = Self { rows: HashMap::new(), scope, pass: 1 };
         scan(session, topic, |record| {
             let Some(key) = &record.key else { return Ok(()) };
             let hash = hash_key(key);
             match schemas.decode(&record)? {
+                Some((_, change)) if change.op == Op::Read && scope == Scope::Changed => {}
                 Some((schema, change)) if change.op != Op::Delete => {
                     let row = hash_row(schema.id, change.after.as_deref().unwrap_or_default());
                     this.rows.insert(hash, Known { row, pass: 0 });
@@ -71,17 +96,23 @@ impl Reconciler {
             return true;
         };
         let row = hash_row(schema.id, after);
+        if change.op == Op::Read && self.scope == Scope::Changed {
+            return self.rows.get(&key).is_none_or(|known| known.row != row);
+        }
         let before = self.rows.insert(key, Known { row, pass: self.pass });
         change.op != Op::Read || before.is_none_or(|known| known.row != row)
     }
 
-    /// Ends a pass over the table: the rows that the source did not show.
+    /// Ends a pass over the table: the rows that are there and the source did not show.
     pub(super) async fn finish(
         &mut self,
         session: &dyn Session,
         schemas: &Schemas,
         schema: &TopicSchema,
     ) -> Result<Vec<Gone>> {
+        if self.scope == Scope::Changed {
+            return Ok(Vec::new());
+        }
         let unseen: Vec<KeyHash> =
             self.rows.iter().filter(|(_, known)| known.pass != self.pass).map(|(key, _)| *key).collect();
         self.pass += 1;

@@ -103,6 +103,15 @@ pub fn shell_word(text: &str) -> String {
     }
 }
 
+/// Names of tables whose copies are to be made.
+#[derive(Default)]
+struct Copies {
+    /// Those that begin now.
+    begin: Vec<String>,
+    /// Those that have not ended; they begin now or go on.
+    unfinished: Vec<String>,
+}
+
 struct Runner<'a> {
     session: Arc<dyn Session>,
     clock: Arc<dyn Clock>,
@@ -131,9 +140,9 @@ impl Runner<'_> {
         }
         let copies_only = self.options.once && stored.is_empty();
         let recopy = self.recopied(&tables)?;
-        let (source, begins): (Box<dyn Source>, Vec<String>) = if copies_only {
+        let (source, copies): (Box<dyn Source>, Copies) = if copies_only {
             self.refuse_changed_columns(&tables).await?;
-            (Box::new(Reader::open(from.clone(), tables).await?), Vec::new())
+            (Box::new(Reader::open(from.clone(), tables).await?), Copies::default())
         } else {
             let parts = capture_parts(&stored);
             let mut follower = Follower::open(from.clone(), tables, parts, recopy, self.options.once).await?;
@@ -142,10 +151,12 @@ impl Runner<'_> {
             follower.restart_copy(again).await?;
             // A table that waits since an earlier start has nothing in its topic but what this capture brought there.
             let anew = |table: &String| !follower.knew(table) || stored.contains_key(&reconcile_part(table));
-            let begins = follower.not_started().into_iter().filter(anew).collect();
-            (Box::new(follower), begins)
+            let begin = follower.not_started().into_iter().filter(anew).collect();
+            let unfinished = [follower.unfinished(), follower.not_started()].concat();
+            let copies = Copies { begin, unfinished };
+            (Box::new(follower), copies)
         };
-        self.drive(source, writer, target, &begins, stop).await
+        self.drive(source, writer, target, &copies, stop).await
     }
 
     /// Names of the tables to copy anew, as the source spells them.
@@ -162,7 +173,7 @@ impl Runner<'_> {
         source: Box<dyn Source>,
         mut writer: Box<dyn Writer>,
         target: Target,
-        begins: &[String],
+        copies: &Copies,
         stop: watch::Receiver<bool>,
     ) -> Result<()> {
         let tables = self.topics(&source.tables()).await?;
@@ -171,7 +182,7 @@ impl Runner<'_> {
         let rereads = source.rereads();
         let mut reconcilers = Vec::new();
         for schema in &tables {
-            reconcilers.push(self.reconciler(rereads, schema, &schemas, begins, &mut *writer).await?);
+            reconcilers.push(self.reconciler(rereads, schema, &schemas, copies, &mut *writer).await?);
         }
         for (name, value) in source.position() {
             writer.set_position(&name, Some(value));
@@ -268,26 +279,30 @@ impl Runner<'_> {
         Ok(schemas)
     }
 
-    /// A copy that begins while its topic already holds rows writes only what differs.
+    /// A copy that begins while its topic already holds rows writes only what differs; any other copy leaves out what the
+    /// capture has brought.
     async fn reconciler(
         &self,
         rereads: bool,
         schema: &TopicSchema,
         schemas: &Schemas,
-        begins: &[String],
+        copies: &Copies,
         writer: &mut dyn Writer,
     ) -> Result<Option<Reconciler>> {
         let partition = TopicPartition::new(&schema.topic, 0);
         let bounds = self.session.bounds(&[partition]).await?;
         let holds = bounds.first().is_some_and(|b| b.durable_offset > b.log_start_offset);
-        let begins = begins.contains(&schema.table.name) && holds;
+        let begins = copies.begin.contains(&schema.table.name) && holds;
         if !rereads && !begins {
-            return Ok(None);
+            return match copies.unfinished.contains(&schema.table.name) {
+                true => Reconciler::of_changed(&*self.session, schemas, &schema.topic).await.map(Some),
+                false => Ok(None),
+            };
         }
         if begins {
             writer.set_position(&reconcile_part(&schema.table.name), Some("1".into()));
         }
-        Reconciler::load(&*self.session, schemas, &schema.topic).await.map(Some)
+        Reconciler::of_all(&*self.session, schemas, &schema.topic).await.map(Some)
     }
 
     /// A copy without a capture has no position that would notice new columns: the topic's schema does.

@@ -95,6 +95,10 @@ impl Bench {
         }
     }
 
+    async fn end(&self, topic: &str) -> i64 {
+        self.session().await.bounds(&[TopicPartition::new(topic, 0)]).await.unwrap()[0].durable_offset
+    }
+
     async fn records(&self, topic: &str) -> Vec<FetchedRecord> {
         let session = self.session().await;
         let partition = TopicPartition::new(topic, 0);
@@ -197,6 +201,44 @@ async fn following_after_a_copy_writes_only_what_differs() {
     python.sql(&source, &["delete from item where id = 1", "insert into item values (7,'x',7,null)"]);
     bench.follow(&mut python, &[], async |_, _| {}).await;
     assert_eq!(bench.ops("s.item").await, "rrrrd-");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_came_before_the_copy_reached_it_comes_once() {
+    let mut python = Python::start();
+    let fill = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 12000) \
+                insert into t select i, 'row ' || i from n";
+    let bench = Bench::new(&["create table t (id integer primary key, name text)", fill], &mut python);
+    let source = bench.folder.path("source.db");
+    // Beyond all that is there, so the copy meets these rows after the capture did.
+    let write = async |python: &mut Python, from: i64, counter: &str| {
+        for id in from..from + 20 {
+            python.sql(&source, &[&format!("insert into t values ({id}, '{counter}')")]);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    // The first run is dropped, like one that crashed; the second goes on in the middle of the copy.
+    let (_told, stop) = watch::channel(false);
+    let options = RunOptions::default();
+    tokio::select! {
+        ended = bench.run(&options, stop) => panic!("ended: {ended:?}"),
+        () = async {
+            while bench.session().await.topic("s.t").await.unwrap().is_none() || bench.end("s.t").await == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            write(&mut python, 100_000, "first").await;
+        } => {}
+    }
+    bench.follow(&mut python, &[], async |_, python| write(python, 200_000, "second").await).await;
+    let records = bench.records("s.t").await;
+    let mut keys: Vec<_> = records.iter().map(|record| record.key.clone().unwrap()).collect();
+    keys.sort();
+    let (all, rows) = (keys.len(), 12_040);
+    keys.dedup();
+    assert_eq!((all, keys.len()), (rows, rows), "each row once");
+    let ops = bench.ops("s.t").await;
+    let early = ops.find('c').unwrap() < ops.rfind('r').unwrap();
+    assert!(early, "nothing was written while the copy ran: the test proves nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
