@@ -1,12 +1,12 @@
 # Two commands do all the set-up on a fresh Debian machine with Rust and a C compiler:
-#   make demo    builds and runs the demo; opens no port
+#   make demo    builds and runs the demo; opens no port (ARGS="--seconds 60" are its arguments)
 #   make test    installs what the tests need, builds, checks, runs everything
 CARGO ?= cargo
 
 .PHONY: demo test soak bench build fmt
 
 demo:
-	@scripts/demo
+	@scripts/demo $(ARGS)
 
 test:
 	@scripts/test
@@ -17,6 +17,7 @@ soak:
 
 # Figures of this machine, in release.
 bench:
+	$(CARGO) test --release --locked -p tidemill-streams --test it speed -- --ignored --nocapture
 	$(CARGO) run --release --locked -p tidemill -- bench log
 
 build:

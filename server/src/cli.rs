@@ -47,7 +47,7 @@ pub enum Command {
     Consume(Consume),
     /// Own a log and serve its API over HTTP
     Start(Start),
-    /// A small shop kept in step, and a question about it
+    /// A small shop: kept in step, added up by a stream job, shown live
     Demo(Demo),
     /// Measure the log on this machine
     #[command(subcommand)]
@@ -203,8 +203,8 @@ pub struct Start {
 
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// Write for this long
-    #[arg(long, default_value_t = 10)]
+    /// Write for this long, then compare everything; 0: until Ctrl-C
+    #[arg(long, default_value_t = 20)]
     pub seconds: u64,
     /// Leave the files in this folder
     #[arg(long, value_name = "DIR")]

@@ -5,7 +5,6 @@ mod consume;
 mod demo;
 mod produce;
 mod progress;
-mod shop;
 mod sql;
 mod start;
 mod sync;

@@ -24,7 +24,7 @@ fn the_demo_ends_well_opens_no_port_and_leaves_nothing() {
     let temp = folder.text("temp");
     std::fs::create_dir(&temp).unwrap();
     let mut demo =
-        folder.start_program("env", &[&format!("TMPDIR={temp}"), crate::support::TIDEMILL, "demo", "--seconds", "2"]);
+        folder.start_program("env", &[&format!("TMPDIR={temp}"), crate::support::TIDEMILL, "demo", "--seconds", "3"]);
     let mut looked = 0;
     poll(Duration::from_secs(60), || {
         assert_eq!(listening(demo.pid()), BTreeSet::new(), "the demo listens on a TCP port");
@@ -45,7 +45,7 @@ fn the_demo_ends_well_opens_no_port_and_leaves_nothing() {
 #[test]
 fn commands_that_the_demo_prints_work_on_the_files_it_keeps() {
     let folder = Folder::new();
-    let out = folder.run(&["demo", "--seconds", "1", "--keep", "kept shop"]).ok();
+    let out = folder.run(&["demo", "--seconds", "3", "--keep", "kept shop"]).ok();
     let commands: Vec<&str> = out.lines().filter_map(|line| line.strip_prefix("  tidemill ")).collect();
     let [sync, sql] = commands[..] else { panic!("not two commands in {out}") };
     let count = |text: String| text.lines().find_map(|line| line.trim().parse::<u64>().ok()).expect("a count");
@@ -53,7 +53,7 @@ fn commands_that_the_demo_prints_work_on_the_files_it_keeps() {
     assert!(before > 10, "{before} orders");
     let mut following = folder.start_program("bash", &["-c", &format!("exec tidemill {sync}")]);
     following.wait_err("in step, following");
-    let insert = "insert into orders (customer_id, sku, quantity, ordered_at) values (1, 'TEA-01', 1, 'now')";
+    let insert = "insert into orders (customer_id, sku, quantity, cents, ordered_at) values (1, 'TEA-01', 1, 450, 0)";
     folder.sql("kept shop/shop.sqlite", &[insert]);
     let arrived = poll(Duration::from_secs(20), || {
         (count(folder.bash(&format!("tidemill {sql}")).ok()) == before + 1).then_some(())

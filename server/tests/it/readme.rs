@@ -88,3 +88,29 @@ fn a_readme_without_marks_or_with_other_output_is_seen() {
         !matches(&["a"], &["b"]) && !matches(&["a"], &[]) && !matches(&[], &["a"]) && !matches(&["...", "c"], &["a"])
     );
 }
+
+/// The code that the README quotes from a file: each run of lines, up to a line `...`, stands in the file as it is.
+fn quote_faults(text: &str, read: impl Fn(&str) -> String) -> Result<Vec<String>, String> {
+    const FROM: &str = "<!-- from ";
+    let mut lines = text.lines().enumerate().map(|(at, line)| (at + 1, line)).peekable();
+    let (mut quotes, mut faults) = (0, Vec::new());
+    while let Some((line, text)) = lines.next() {
+        let Some(file) = text.trim().strip_prefix(FROM).and_then(|rest| rest.strip_suffix(" -->")) else { continue };
+        let code = fenced(&mut lines, "rust").ok_or_else(|| format!("line {line}: no ```rust block after the mark"))?;
+        let source = read(file);
+        quotes += 1;
+        let missing = code.split("...\n").filter(|run| !source.contains(run));
+        faults.extend(missing.map(|run| format!("line {line}: {file} has no such lines:\n{run}")));
+    }
+    if quotes == 0 { Err("nothing is quoted".into()) } else { Ok(faults) }
+}
+
+#[test]
+fn code_of_the_readme_is_that_of_the_example() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let readme = std::fs::read_to_string(format!("{root}/README.md")).unwrap();
+    let read = |file: &str| std::fs::read_to_string(format!("{root}/{file}")).unwrap();
+    assert_eq!(quote_faults(&readme, read), Ok(Vec::new()));
+    // The twin: an example that went its own way is seen.
+    assert_eq!(quote_faults(&readme, |file| read(file).replace("totals", "sums")).unwrap().len(), 2);
+}

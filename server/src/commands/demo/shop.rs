@@ -2,32 +2,37 @@
 
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
 use rusqlite::{Connection, params};
+use tidemill_core::clock::Clock;
 
 const SCHEMA: &str = "
     PRAGMA journal_mode = WAL;
     CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT NOT NULL, city TEXT);
-    CREATE TABLE products (sku TEXT PRIMARY KEY, title TEXT NOT NULL, price REAL NOT NULL);
+    CREATE TABLE products (sku TEXT PRIMARY KEY, title TEXT NOT NULL, price_cents INTEGER NOT NULL);
     CREATE TABLE orders (
         id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL, sku TEXT NOT NULL,
-        quantity INTEGER NOT NULL, ordered_at TEXT NOT NULL
+        quantity INTEGER NOT NULL, cents INTEGER NOT NULL, ordered_at INTEGER NOT NULL
     );";
 const CITIES: [&str; 5] = ["Lisbon", "Turku", "Kyoto", "Recife", "Galway"];
-const PRODUCTS: [(&str, &str, f64); 5] = [
-    ("TEA-01", "Green tea", 4.5),
-    ("TEA-02", "Black tea", 3.9),
-    ("CUP-01", "Stoneware cup", 12.0),
-    ("POT-01", "Iron teapot", 48.0),
-    ("TIN-01", "Tea tin", 7.25),
+const PRODUCTS: [(&str, &str, i64); 5] = [
+    ("TEA-01", "Green tea", 450),
+    ("TEA-02", "Black tea", 390),
+    ("CUP-01", "Stoneware cup", 1200),
+    ("POT-01", "Iron teapot", 4800),
+    ("TIN-01", "Tea tin", 725),
 ];
 const PAUSE: Duration = Duration::from_millis(10);
+/// Orders in one transaction, at most.
+const BASKET: u64 = 4;
+
+/// A product's title.
+pub fn title_of(sku: &str) -> &str {
+    PRODUCTS.iter().find(|product| product.0 == sku).map_or(sku, |product| product.1)
+}
 
 /// What the writer has committed.
 #[derive(Debug, Default)]
@@ -49,8 +54,8 @@ pub fn create(path: &Path) -> rusqlite::Result<()> {
     let mut conn = Connection::open(path)?;
     conn.execute_batch(SCHEMA)?;
     let tx = conn.transaction()?;
-    for (sku, title, price) in PRODUCTS {
-        tx.execute("INSERT INTO products VALUES (?1, ?2, ?3)", params![sku, title, price])?;
+    for (sku, title, price_cents) in PRODUCTS {
+        tx.execute("INSERT INTO products VALUES (?1, ?2, ?3)", params![sku, title, price_cents])?;
     }
     for id in 1..=200usize {
         let city = CITIES[id % CITIES.len()];
@@ -59,15 +64,15 @@ pub fn create(path: &Path) -> rusqlite::Result<()> {
     tx.commit()
 }
 
-/// Writes to the shop until told to stop: each round one order, now and then a changed customer or price, and a
-/// customer who comes and goes.
-pub fn write(path: &Path, written: &Written, stop: &Arc<AtomicBool>) -> rusqlite::Result<()> {
+/// Writes to the shop until told to stop: each round some orders, now and then a changed customer or price, and a customer
+/// who comes and goes.
+pub fn write(path: &Path, clock: &dyn Clock, written: &Written, stop: &AtomicBool) -> rusqlite::Result<()> {
     let mut conn = Connection::open(path)?;
     conn.busy_timeout(Duration::from_secs(5))?;
     let mut round = 0u64;
     while !stop.load(Ordering::Relaxed) {
         round += 1;
-        let (inserts, updates, deletes) = write_round(&mut conn, round)?;
+        let (inserts, updates, deletes) = write_round(&mut conn, round, clock.now().0)?;
         written.inserts.fetch_add(inserts, Ordering::Relaxed);
         written.updates.fetch_add(updates, Ordering::Relaxed);
         written.deletes.fetch_add(deletes, Ordering::Relaxed);
@@ -76,30 +81,48 @@ pub fn write(path: &Path, written: &Written, stop: &Arc<AtomicBool>) -> rusqlite
     Ok(())
 }
 
-fn write_round(conn: &mut Connection, round: u64) -> rusqlite::Result<(u64, u64, u64)> {
-    // A fixed sequence, well mixed: the demo looks alive and is the same every time.
-    let mixed = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+/// A fixed sequence, well mixed: the demo looks alive and is the same every time.
+fn mixed(n: u64) -> u64 {
+    n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33
+}
+
+fn write_round(conn: &mut Connection, round: u64, now_ms: i64) -> rusqlite::Result<(u64, u64, u64)> {
     let tx = conn.transaction()?;
-    let sku = PRODUCTS[(mixed % 5) as usize].0;
-    tx.execute(
-        "INSERT INTO orders (customer_id, sku, quantity, ordered_at) VALUES (?1, ?2, ?3, datetime('now'))",
-        params![(mixed % 200 + 1) as i64, sku, (mixed % 3 + 1) as i64],
-    )?;
-    let (mut inserts, mut updates, mut deletes) = (1, 0, 0);
+    let (mut inserts, mut updates, mut deletes) = (0, 0, 0);
+    let luck = mixed(round);
+    for item in 0..luck % BASKET + 1 {
+        let luck = mixed(round * BASKET + item);
+        let (sku, customer) = (PRODUCTS[(luck % 5) as usize].0, (luck / 5 % 200 + 1) as i64);
+        inserts += tx.execute(
+            "INSERT INTO orders (customer_id, sku, quantity, cents, ordered_at)
+             SELECT ?1, sku, ?2, ?2 * price_cents, ?3 FROM products WHERE sku = ?4",
+            params![customer, (luck % 3 + 1) as i64, now_ms, sku],
+        )?;
+    }
+    let (sku, customer) = (PRODUCTS[(luck % 5) as usize].0, (luck % 200 + 1) as i64);
     if round.is_multiple_of(4) {
-        let city = CITIES[(mixed / 7 % 5) as usize];
-        updates +=
-            tx.execute("UPDATE customers SET city = ?1 WHERE id = ?2", params![city, (mixed % 200 + 1) as i64])?;
+        let city = CITIES[(luck / 7 % 5) as usize];
+        updates += tx.execute("UPDATE customers SET city = ?1 WHERE id = ?2", params![city, customer])?;
     }
     if round.is_multiple_of(10) {
-        updates += tx.execute("UPDATE products SET price = round(price * 1.01, 2) WHERE sku = ?1", params![sku])?;
+        // Prices go up and down, and stay what a tea shop asks.
+        let change = if luck.is_multiple_of(2) { 5 } else { -5 };
+        updates += tx.execute(
+            "UPDATE products SET price_cents = max(price_cents + ?1, 100) WHERE sku = ?2",
+            params![change, sku],
+        )?;
     }
-    if round.is_multiple_of(15) {
-        inserts += tx.execute("INSERT INTO customers (name) VALUES ('Passer-by')", [])? as u64;
+    if round.is_multiple_of(8) {
+        inserts += tx.execute("INSERT INTO customers (name) VALUES ('Passer-by')", [])?;
     }
-    if round % 15 == 10 {
+    if round % 8 == 5 {
         deletes += tx.execute("DELETE FROM customers WHERE name = 'Passer-by'", [])?;
     }
     tx.commit()?;
-    Ok((inserts, updates as u64, deletes as u64))
+    Ok((inserts as u64, updates as u64, deletes as u64))
+}
+
+/// When the newest order of a database was made, milliseconds since 1970 UTC; `None` where there is none yet.
+pub fn newest_order(conn: &Connection) -> Option<i64> {
+    conn.query_row("SELECT ordered_at FROM orders ORDER BY id DESC LIMIT 1", [], |row| row.get(0)).ok()
 }
