@@ -212,15 +212,14 @@ impl Driver {
         for (node, step) in self.task.graph.stateful() {
             let changelog = self.topics.get(&changelog::topic(&self.task.name, &step));
             for (key_group, partition) in (0..).zip(changelog.into_iter().flatten()) {
-                let position = changelog::start_position(&step, key_group);
                 if reset.contains(&step) {
+                    let position = changelog::start_position(&step, key_group);
                     self.positions.insert(position, partition.len().to_string());
                     self.positions.remove(&step_position(&step));
                     continue;
                 }
-                let start = self.positions.get(&position).and_then(|start| start.parse().ok()).unwrap_or(0);
                 let mut entries = Restore::default();
-                for record in partition.iter().skip(start) {
+                for record in partition.iter().skip(self.start_of(&step, key_group)) {
                     entries.add(record.key.clone().unwrap_or_default(), record.value.clone());
                 }
                 self.task.restore(node, key_group, entries)?;
@@ -258,6 +257,19 @@ impl Driver {
     /// All records of a topic, in the order of its partitions.
     pub fn records(&self, topic: &str) -> Vec<FetchedRecord> {
         self.topics.get(topic).map(|partitions| partitions.concat()).unwrap_or_default()
+    }
+
+    /// Keys and values that a restore of a step reads from its changelog, by key group.
+    pub fn stored(&self, step: &str) -> Vec<(Bytes, Option<Bytes>)> {
+        let changelog = self.topics.get(&changelog::topic(&self.task.name, step));
+        let partitions = (0..).zip(changelog.into_iter().flatten());
+        let kept = partitions.flat_map(|(key_group, records)| records.iter().skip(self.start_of(step, key_group)));
+        kept.map(|record| (record.key.clone().unwrap_or_default(), record.value.clone())).collect()
+    }
+
+    fn start_of(&self, step: &str, key_group: u32) -> usize {
+        let start = self.positions.get(&changelog::start_position(step, key_group));
+        start.and_then(|start| start.parse().ok()).unwrap_or(0)
     }
 
     /// All values of a topic, from JSON.

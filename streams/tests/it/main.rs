@@ -2,6 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod changelog;
+mod changes;
+mod checks;
 mod oracle;
 mod rows;
 mod speed;
+mod views;
+mod watermarks;

@@ -15,7 +15,13 @@ use crate::rows::{CHANGELOG, IN, Row, Spec, Value, batch, job, late_ids, results
 #[derive(Debug, Clone)]
 pub enum Action {
     /// The partition's time goes on by `step`; the row is earlier than that by a part of the disorder.
-    Push { partition: u32, step: i64, back: f64, key: u8, n: i64 },
+    Push {
+        partition: u32,
+        step: i64,
+        back: f64,
+        key: u8,
+        n: i64,
+    },
     FetchRecords(usize),
     Step,
     Process,
