@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod bench;
 mod changelog;
 mod changes;
 mod checks;
 mod oracle;
 mod rows;
+mod runtime;
 mod speed;
 mod views;
 mod watermarks;
