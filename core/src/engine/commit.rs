@@ -159,8 +159,8 @@ impl Committer {
             continues_crc: self.previous_crc,
         });
         let (bytes, previous_crc) = group.finish();
-        let written = self.slot.file.write_at(&bytes, 0);
-        if let Err(error) = written.and_then(|()| self.slot.end_with_zeros(bytes.len() as u64)) {
+        // What stands behind it in a recycled file begins with a whole header of another place: known as a leaving.
+        if let Err(error) = self.slot.file.write_at(&bytes, 0) {
             let error = Error::from(error).context("write the commit log");
             self.shared.fail(&error);
             return Err(error);

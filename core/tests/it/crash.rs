@@ -587,6 +587,33 @@ fn survives(disk: &SimDisk, wanted: &Shown, what: &str) {
     }
 }
 
+/// Replay must find what a transaction has staged, however long it stays open.
+#[test]
+fn a_checkpoint_does_not_pass_what_is_staged() {
+    // Staged before the checkpoint begins, and between its steps.
+    for steps_before in 0..6 {
+        let disk = SimDisk::new(11);
+        let mut log = Stepped::open(&disk, small(), &SimClock::default()).expect("new");
+        let ids = log.create("a", 2).expect("topic");
+        log.append(vec![(ids[0], batch(1, 2, 2000))]).expect("append");
+        for _ in 0..steps_before {
+            log.stepper.checkpoint_step().expect("checkpoint");
+        }
+        let transaction = log.engine.begin_transaction();
+        let staged = vec![(ids[0], batch(2, 2, 2000)), (ids[1], batch(3, 2, 2000))];
+        log.run(async |engine| engine.stage(transaction, staged).await).expect("stage");
+        log.append(vec![(ids[1], batch(4, 1, 3000))]).expect("append");
+        log.stepper.checkpoint().expect("checkpoint");
+        log.append(vec![(ids[0], batch(5, 1, 3000))]).expect("append");
+        log.stepper.checkpoint().expect("checkpoint");
+        let tail = vec![(ids[0], batch(6, 1, 100))];
+        log.run(async |engine| engine.commit(transaction, 1, tail, None).await).expect("commit");
+        let wanted = show(&log.engine).expect("whole");
+        assert_eq!(wanted.partitions[&ids[0]].len(), 4);
+        survives(&disk, &wanted, &format!("staged after {steps_before} steps"));
+    }
+}
+
 /// Segments grow between their sync and the manifest: the manifest says what was synced.
 #[test]
 fn a_manifest_lists_what_is_synced() {
@@ -605,4 +632,34 @@ fn a_manifest_lists_what_is_synced() {
     }
     let reopened = Stepped::open(&disk.image(Keep::Nothing), small(), &SimClock::default()).expect("opens");
     assert!(reopened.engine.recovery().checkpoint_lsn > 0, "no checkpoint came to its end");
+}
+
+/// A roll's note whose group never came, because all that was asked for was refused, ends the log like any other frame:
+/// what stands behind it in a recycled file is known as the leaving it is.
+#[test]
+fn a_roll_without_its_group_is_the_end() {
+    let disk = SimDisk::new(13);
+    let mut log = Stepped::open(&disk, small(), &SimClock::default()).expect("new");
+    let id = log.create("a", 1).expect("topic")[0];
+    let stale = log.run(async |engine| engine.open_writer("w").await).expect("first");
+    log.run(async |engine| engine.open_writer("w").await).expect("second");
+    let mut rolls = 0;
+    for tag in 0..300 {
+        let before = disk.ops();
+        let batches = vec![(id, batch(tag, 1, 20_000))];
+        let fence = Some(stale.clone());
+        let refused = log.run(async |engine| engine.append(batches, fence).await);
+        assert_eq!(refused.expect_err("fenced").kind(), ErrorKind::Conflict);
+        if disk.ops() > before {
+            rolls += 1;
+            for keep in [Keep::Everything, Keep::LastWrite, Keep::Nothing] {
+                let opened = Stepped::open(&disk.image(keep), small(), &SimClock::default()).expect("opens");
+                assert_eq!(opened.engine.recovery().cut, None, "round {tag}, {keep:?}");
+                assert_eq!(opened.engine.recovery().damage, [], "round {tag}, {keep:?}");
+            }
+        }
+        log.append(vec![(id, batch(tag, 1, 1000 + (tag as usize * 731) % 9000))]).expect("append");
+        log.stepper.write_behind(true).expect("segments");
+    }
+    assert!(rolls > 8, "{rolls} rolls of recycled files");
 }

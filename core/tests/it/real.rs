@@ -6,18 +6,20 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
 use tidemill_core::{
-    ErrorKind,
+    Error, ErrorKind, Result,
     clock::SystemClock,
     engine::{Config, Engine, Table},
+    log::{Action, Caller, Embedded, Gate, Log},
+    record::Record,
     storage::OsStorage,
-    topic::{PartitionId, TopicSpec},
+    topic::{PartitionId, TopicPartition, TopicSpec},
 };
 
 use crate::{
@@ -180,6 +182,64 @@ async fn fenced_writers_and_positions() {
     let engine = open(&dir.0, small());
     assert_eq!(engine.positions("w")["p"], "3");
     assert_eq!(engine.open_writer("w").await.expect("third").epoch, 3);
+}
+
+#[tokio::test]
+async fn internal_topics_are_nobodys() {
+    let dir = TempDir::new("internal");
+    let engine = open(&dir.0, small());
+    for name in ["_tidemill.mine", "_tidemill.topics"] {
+        let made = engine.create_topic(name, &TopicSpec { partitions: 1 }).await;
+        assert_eq!(made.expect_err("internal").kind(), ErrorKind::Denied, "{name}");
+        let deleted = engine.delete_topic(name).await;
+        assert_eq!(deleted.expect_err("internal").kind(), ErrorKind::Denied, "{name}");
+    }
+    topic(&engine, "_tidemil", 1).await;
+}
+
+/// Lets everything pass until it is told that the quota is used up.
+#[derive(Default)]
+struct Quota(AtomicBool);
+
+impl Gate for Quota {
+    fn authorize(&self, _: &Caller, _: Action, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn charge(&self, _: &Caller, _: Action, _: usize) -> Result<()> {
+        match self.0.load(Ordering::Acquire) {
+            true => Err(Error::unavailable("quota used up")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A commit that the gate refuses is an abort: nothing of it is seen, and it holds no file of the commit log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_beyond_the_quota_leaves_nothing_open() {
+    let dir = TempDir::new("quota");
+    let engine = open(&dir.0, small());
+    let quota = Arc::new(Quota::default());
+    let log = Embedded::with_gate(Arc::clone(&engine), Arc::clone(&quota) as Arc<dyn Gate>);
+    let session = log.session(Caller::internal("test")).await.expect("session");
+    let id = topic(&engine, "a", 1).await[0];
+    let to = TopicPartition { topic: "a".into(), partition: 0 };
+    let mut writer = session.writer("w").await.expect("writer");
+    let record = || vec![Record::new(None, Bytes::from(vec![1; 9000]))];
+    for _ in 0..3 {
+        writer.append(&to, record()).await.expect("staged");
+    }
+    quota.0.store(true, Ordering::Release);
+    assert_eq!(writer.commit().await.expect_err("quota").kind(), ErrorKind::Unavailable);
+    quota.0.store(false, Ordering::Release);
+    writer.append(&to, record()).await.expect("a new transaction");
+    writer.commit().await.expect("within the quota");
+    assert_eq!(engine.cut(&[id]).expect("there")[0].durable_offset, 1, "of the refused one nothing is seen");
+    drop((writer, session, log));
+    engine.close().expect("in order");
+    drop(engine);
+    let report = open(&dir.0, small()).recovery().clone();
+    assert_eq!(report.checkpoint_lsn, report.end_lsn, "a transaction is still open");
 }
 
 /// Transactions that together stage more than the commit log holds: limited or aborted, never a standstill.
