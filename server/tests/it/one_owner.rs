@@ -1,6 +1,12 @@
 //! One process owns a data directory; every other command reaches the log through it and behaves the same.
 
-use std::time::Duration;
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
+    time::Duration,
+};
 
 use crate::support::{Done, Folder, Running, json_lines, poll};
 
@@ -161,6 +167,106 @@ fn a_client_whose_owner_goes_ends_with_69() {
         // What the owner left is no obstacle, and nothing is lost.
         assert_eq!(folder.run(&["consume", "t", "-e", "--data-dir", "data"]).ok(), "one\n");
     }
+}
+
+/// An owner of `data` that answers what a test wants and ends when it wants.
+struct FakeOwner {
+    _lock: File,
+    listener: UnixListener,
+    socket: PathBuf,
+}
+
+impl FakeOwner {
+    fn of(folder: &Folder) -> Self {
+        let lock = File::options().read(true).write(true).open(folder.path("data/LOCK")).unwrap();
+        lock.try_lock().unwrap();
+        let socket = folder.path("data/api.sock");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Self { _lock: lock, listener, socket }
+    }
+
+    /// The next connection that sends something, and what it sent; one that only looks whether somebody is there is let go.
+    fn request(&self) -> (UnixStream, String) {
+        let request = poll(Duration::from_secs(60), || {
+            let (mut stream, _) = self.listener.accept().ok()?;
+            stream.set_nonblocking(false).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let mut sent = vec![0; 65536];
+            let n = stream.read(&mut sent).unwrap_or(0);
+            (n > 0).then(|| (stream, String::from_utf8_lossy(&sent[..n]).into_owned()))
+        });
+        request.expect("a request")
+    }
+
+    fn answer(&self, begins: &str, answer: &str) {
+        let (mut stream, request) = self.request();
+        assert!(request.starts_with(begins), "{request}");
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", answer.len());
+        stream.write_all((head + answer).as_bytes()).unwrap();
+    }
+
+    fn end(self) {
+        std::fs::remove_file(&self.socket).unwrap();
+    }
+}
+
+#[test]
+fn a_reader_whose_owner_ends_unanswered_asks_the_next_one() {
+    let folder = Folder::new();
+    folder.run_with(&["produce", "t", "--data-dir", "data"], "one\n").ok();
+    let consume: &[&str] = &["consume", "t", "-e", "--data-dir", "data"];
+    let query: &[&str] = &["sql", "-o", "csv", "select _value from t", "--data-dir", "data"];
+    for (command, wanted) in [(consume, "one\n"), (query, "_value\none\n")] {
+        let owner = FakeOwner::of(&folder);
+        let client = folder.start(command);
+        // It is gone with the connection: nothing was answered.
+        drop(owner.request());
+        owner.end();
+        assert_eq!(client.end().ok(), wanted);
+    }
+    // In the midst of an answer: what was printed cannot be taken back.
+    let owner = FakeOwner::of(&folder);
+    let client = folder.start(consume);
+    let (mut stream, _) = owner.request();
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{").unwrap();
+    drop(stream);
+    owner.end();
+    client.end().fails(69, &["error: the connection to the log ended"]);
+}
+
+#[test]
+fn a_write_is_asked_again_only_if_nothing_of_it_was_sent() {
+    let folder = Folder::new();
+    folder.run_with(&["produce", "t", "--data-dir", "data"], "one\n").ok();
+    let produce: &[&str] = &["produce", "t", "--data-dir", "data"];
+    let consume: &[&str] = &["consume", "t", "-e", "--data-dir", "data"];
+
+    let owner = FakeOwner::of(&folder);
+    let mut client = folder.start(produce);
+    owner.answer("POST /v1/topics ", "{}");
+    client.wait_err("made");
+    owner.end();
+    client.say("two\n");
+    client.close_stdin();
+    client.end().ok();
+    assert_eq!(folder.run(consume).ok(), "one\ntwo\n");
+
+    // It was sent: whether it happened, nobody knows. Twice would be worse.
+    let owner = FakeOwner::of(&folder);
+    let mut client = folder.start(produce);
+    owner.answer("POST /v1/topics ", "{}");
+    client.wait_err("made");
+    client.say("three\n");
+    client.close_stdin();
+    let (stream, request) = owner.request();
+    assert!(request.starts_with("POST /v1/topics/t/records "), "{request}");
+    drop(stream);
+    owner.end();
+    client.end().fails(69, &["error: the connection to the log ended"]);
+    assert_eq!(folder.run(consume).ok(), "one\ntwo\n");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! How a command reaches a log: by the same HTTP requests, whether the log is in this process, behind its owner's
 //! socket, or behind a server's port. So a command behaves the same in all three.
 
+mod attached;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -14,13 +16,14 @@ use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use serde_json::Value as Json;
 use tidemill_core::{Error, ErrorKind};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tower::ServiceExt;
 
+use self::attached::{Attached, Place};
 use crate::{
     api::{ERROR_KIND_TRAILER, ERROR_TRAILER},
     cli::Target,
-    node::{Node, Owner, socket_path},
+    node::Node,
 };
 
 /// How long an owner may hold the lock without answering.
@@ -31,13 +34,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 pub enum Client {
     /// This process owns it.
     Own(Box<Node>, Router),
-    /// Another process on this machine owns it.
-    Socket {
-        path: std::path::PathBuf,
-        /// Keeps a short path to a long folder's socket alive.
-        _folder: Option<std::fs::File>,
-        holder: String,
-    },
+    /// Another process on this machine owns it, or did when this command began.
+    Attached(Box<Attached>),
     /// A server, by host and port.
     Server(String),
 }
@@ -48,22 +46,10 @@ impl Client {
         if let Some(server) = &target.server {
             return Ok(Self::Server(authority(server)?));
         }
-        let until = Instant::now() + OWNER_PATIENCE;
-        loop {
-            let holder = match Node::open(&target.data_dir, command).await? {
-                Ok(node) => {
-                    let router = node.router();
-                    return Ok(Self::Own(Box::new(node), router));
-                }
-                Err(Owner(holder)) => holder,
-            };
-            let (path, folder) = socket_path(&target.data_dir)?;
-            // An owner that opens its log has the lock but no socket yet; one that closes it will leave the lock.
-            if UnixStream::connect(&path).await.is_ok() || Instant::now() >= until {
-                return Ok(Self::Socket { path, _folder: folder, holder });
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
+        Ok(match Place::find(target, command, Instant::now() + OWNER_PATIENCE).await? {
+            Place::Own(node, router) => Self::Own(node, router),
+            place => Self::Attached(Box::new(Attached::new(target, command, place))),
+        })
     }
 
     /// Closes the log if this process owns it.
@@ -73,7 +59,8 @@ impl Client {
                 drop(router);
                 node.close().await
             }
-            _ => Ok(()),
+            Self::Attached(attached) => attached.close().await,
+            Self::Server(_) => Ok(()),
         }
     }
 
@@ -90,20 +77,16 @@ impl Client {
 
     async fn request(&self, request: http::request::Builder, body: Bytes) -> anyhow::Result<Response<Body>> {
         let request = request.header("te", "trailers");
-        let request = request.header("host", "tidemill").body(Body::from(body))?;
+        let (head, ()) = request.header("host", "tidemill").body(())?.into_parts();
+        let whole = |head, body| Request::from_parts(head, Body::from(body));
         let response = match self {
-            Self::Own(_, router) => router.clone().oneshot(request).await?,
-            Self::Socket { path, holder, .. } => {
-                let stream = UnixStream::connect(path).await.map_err(|e| {
-                    Error::unavailable(format!("the owner of the data directory ({holder}) does not answer: {e}"))
-                })?;
-                exchange(stream, request).await?
-            }
+            Self::Own(_, router) => router.clone().oneshot(whole(head, body)).await?,
+            Self::Attached(attached) => attached.send(head, body).await?,
             Self::Server(authority) => {
                 let stream = TcpStream::connect(authority)
                     .await
                     .map_err(|e| Error::unavailable(format!("server {authority} does not answer: {e}")))?;
-                exchange(stream, request).await?
+                exchange(stream, whole(head, body)).await.map_err(|lost| lost.error)?
             }
         };
         if response.status().is_success() {
@@ -155,23 +138,36 @@ pub async fn copy_body(
     Ok(())
 }
 
-fn gone(error: impl std::fmt::Display) -> anyhow::Error {
-    Error::unavailable(format!("the connection to the log ended: {error}")).into()
+fn gone(error: impl std::fmt::Display) -> Error {
+    Error::unavailable(format!("the connection to the log ended: {error}"))
 }
 
-async fn exchange<S>(stream: S, request: Request<Body>) -> anyhow::Result<Response<Body>>
+/// A request that got no answer.
+struct Lost {
+    error: Error,
+    /// Whether nothing of it was sent: then it did not happen.
+    unsent: bool,
+}
+
+async fn exchange<S>(stream: S, request: Request<Body>) -> Result<Response<Body>, Lost>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
+    let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = shaken.map_err(|e| Lost { error: gone(e), unsent: true })?;
     tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(gone)?;
-    Ok(response.map(Body::new))
+    match sender.try_send_request(request).await {
+        Ok(response) => Ok(response.map(Body::new)),
+        Err(mut failed) => {
+            let unsent = failed.take_message().is_some();
+            Err(Lost { error: gone(failed.into_error()), unsent })
+        }
+    }
 }
 
 async fn error_of(response: Response<Body>) -> anyhow::Error {
     let status = response.status();
-    let Ok(body) = response.into_body().collect().await else { return gone("no answer") };
+    let Ok(body) = response.into_body().collect().await else { return gone("no answer").into() };
     let parsed: Option<Json> = serde_json::from_slice(&body.to_bytes()).ok();
     let field = |name: &str| parsed.as_ref()?.get("error")?.get(name)?.as_str().map(str::to_owned);
     match (field("kind").and_then(|kind| ErrorKind::from_name(&kind)), field("message")) {
