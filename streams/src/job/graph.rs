@@ -3,7 +3,10 @@
 
 use std::{any::Any, collections::BTreeSet, sync::Arc};
 
-use tidemill_core::record::Record;
+use tidemill_core::{
+    record::Record,
+    topic::{INTERNAL_PREFIX, validate_name},
+};
 
 use super::{changelog, source::Source, status::Status};
 use crate::{
@@ -122,7 +125,7 @@ impl Graph {
 
     /// The place of an output topic.
     pub(crate) fn output(&mut self, topic: &str) -> usize {
-        if let Err(error) = tidemill_core::topic::validate_name(topic) {
+        if let Err(error) = validate_name(topic) {
             self.faults.push(error.message().to_owned());
         }
         let known = self.outputs.iter().position(|name| name == topic);
@@ -162,10 +165,17 @@ impl Graph {
             if step.is_empty() || step.contains('.') {
                 faults.push(format!("step {step:?}: a step needs a name, without dots"));
             }
-            if let Err(error) = tidemill_core::topic::validate_name(&changelog::topic(job, &step)) {
+            let changelog = changelog::topic(job, &step);
+            if let Err(error) = validate_name(&changelog) {
                 faults.push(format!("changelog of step {step:?}: {}", error.message()));
             }
+            if self.outputs.contains(&changelog) {
+                faults.push(format!("topic {changelog:?} is the changelog of step {step:?}"));
+            }
         }
+        let topics = self.sources.iter().map(|source| &source.topic).chain(&self.outputs);
+        let internal = topics.filter(|topic| topic.starts_with(INTERNAL_PREFIX));
+        faults.extend(internal.map(|topic| format!("topic {topic:?} is the log's own")));
         if self.sources.is_empty() {
             faults.push("the job reads no topic".into());
         }

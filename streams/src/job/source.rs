@@ -88,7 +88,8 @@ impl TopicSource {
         source
     }
 
-    /// Rows are what `decode` makes of each record; `None` passes it over.
+    /// Rows are what `decode` makes of each record; `None` passes it over. Where it fails the record is a bad one, unless it
+    /// says `Unavailable`: then the job tries again later.
     pub fn decode<T: Clone + Send + 'static>(
         self,
         decode: impl Fn(&FetchedRecord) -> Result<Option<T>> + Send + 'static,

@@ -19,7 +19,7 @@ use super::{
     source::dead_letter,
 };
 use crate::{
-    Error, Result,
+    Error, ErrorKind, Result,
     state::{Changes, KEY_GROUPS},
 };
 
@@ -177,8 +177,12 @@ impl Task {
         let mut dead = Vec::new();
         for (number, cause) in decoded.bad {
             let record = &records[number];
+            let place = format!("{}[{}]@{}", source.topic, id.partition, record.offset);
+            if cause.kind() == ErrorKind::Unavailable {
+                // Not the record's fault: what its decoder needs is away.
+                return Err(cause.context(place));
+            }
             let Some(output) = source.dead_letters else {
-                let place = format!("{}[{}]@{}", source.topic, id.partition, record.offset);
                 let help = "write .dead_letters(\"..\") to set such records aside";
                 return Err(Error::invalid(format!("{place}: {cause}; {help}")));
             };

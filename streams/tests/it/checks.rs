@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidemill_core::record::{Header, Record, Timestamp};
+use tidemill_core::record::{FetchedRecord, Header, Record, Timestamp};
 use tidemill_streams::{
-    Driver, ErrorKind, Job, Windowed,
+    Driver, Error, ErrorKind, Job, Windowed,
     agg::{Count, Fold, Sum},
     window::Tumbling,
 };
@@ -67,6 +67,17 @@ fn faults_of_a_job_are_told_all_at_once() {
         job
     });
     assert!(bad_name.err().unwrap().to_string().starts_with("job \"no spaces\": topic name"));
+}
+
+#[test]
+fn topics_that_are_not_the_jobs_to_use_are_a_fault() {
+    let changelog = fault(|job| {
+        counted(job, "a", second());
+        job.topic("in").json::<i64>().stream().to_topic("test.a.changelog");
+    });
+    assert_eq!(changelog, "topic \"test.a.changelog\" is the changelog of step \"a\"");
+    let internal = fault(|job| job.topic("_tidemill.topics").json::<i64>().stream().to_topic("_tidemill.positions"));
+    assert_eq!(internal, "topic \"_tidemill.topics\" is the log's own; topic \"_tidemill.positions\" is the log's own");
 }
 
 #[test]
@@ -229,6 +240,20 @@ fn dead_letters_keep_the_record_and_tell_place_and_cause() {
     assert!(header("tm-dead-cause").unwrap().starts_with("event time 1515000000000000 is not within"));
     assert_eq!(driver.records("out").len(), 1);
     assert_eq!(driver.status().dead_letters(), 0, "counted by the process that crashed, not by this one");
+}
+
+#[test]
+fn a_decoder_whose_helper_is_away_makes_no_dead_letters() {
+    let job = || {
+        let job = Job::new("test");
+        let away = |_: &FetchedRecord| Err::<Option<i64>, _>(Error::unavailable("the registry is away"));
+        job.topic("in").decode(away).dead_letters("dead").stream().to_topic("out");
+        job
+    };
+    let mut driver = Driver::new(job).unwrap();
+    driver.push("in", &1).unwrap();
+    let error = driver.run().unwrap_err();
+    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Unavailable, "in[0]@0: the registry is away"));
 }
 
 #[test]

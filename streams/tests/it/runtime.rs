@@ -489,3 +489,32 @@ async fn a_view_is_there_again_after_a_restart() {
         let _ = running.job.await;
     }
 }
+
+/// What docs/FORMAT.md says of jobs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_is_in_the_log_as_the_format_says() {
+    let bench = Arc::new(Bench::new(&[(IN, 1)]).await);
+    let (job, _view) = counts();
+    let status = job.status();
+    let running = bench.start(job).await;
+    bench.push(IN, 0, &15).await;
+    until("the row", || status.records() == 1).await;
+    running.end(Control::Stop).await.unwrap();
+    let session = bench.session().await;
+    let id = session.topic(IN).await.unwrap().unwrap().id;
+    let expected = [
+        ("input:in:0", format!(r#"{{"topic_id":"{id}","offset":1,"watermark":15}}"#)),
+        (
+            "job",
+            r#"{"key_groups":64,"steps":{"step":"tumbling windows of 10 ms, offset 0 ms, grace 0 ms of count"}}"#
+                .into(),
+        ),
+        ("watermark:step", "15".into()),
+    ];
+    let expected: BTreeMap<String, String> = expected.into_iter().map(|(name, value)| (name.into(), value)).collect();
+    assert_eq!(session.positions("job.test").await.unwrap(), expected);
+    let records = bench.records(CHANGELOG).await;
+    let texts: Vec<_> = records.iter().map(|(_, r)| (r.key.as_deref().unwrap(), r.value.as_deref().unwrap())).collect();
+    assert_eq!(texts, [(&b"[10,null]"[..], &b"[1,1]"[..])]);
+    assert_eq!(records[0].0, partition_of(b"[10,null]", 64));
+}
