@@ -101,8 +101,14 @@ impl Found {
         faults
     }
 
-    /// The job's result as a loop has it.
-    pub fn totals(&self) -> Totals {
+    /// The job's results.
+    pub fn results(&self) -> Totals {
+        let results = self.results.iter().map(value::<PerProduct>);
+        results.map(|result| ((result.window_start, result.sku), (result.orders, result.cents))).collect()
+    }
+
+    /// What they must be, as a loop over the orders has it.
+    fn totals(&self) -> Totals {
         let mut totals = Totals::new();
         for order in self.orders.iter().map(value::<Order>) {
             let total = totals.entry((order.ts - order.ts.rem_euclid(WINDOW_MS), order.sku)).or_default();

@@ -40,7 +40,8 @@ impl Progress {
     }
 }
 
-struct Campaign {
+/// A log, and lives of the example over it.
+pub struct Campaign {
     folder: Folder,
     random: Random,
     orders: u64,
@@ -68,7 +69,7 @@ struct Tally {
 }
 
 impl Campaign {
-    fn new(orders: u64, batch: u64, seed: u64) -> Self {
+    pub fn new(orders: u64, batch: u64, seed: u64) -> Self {
         let (folder, random) = (Folder::new(), Random(seed));
         Self { folder, random, orders, batch, opening: Duration::from_millis(50), tally: Tally::default() }
     }
@@ -80,14 +81,14 @@ impl Campaign {
     }
 
     /// A life that is ended while it opens, or some lines of progress later.
-    fn round(&mut self) {
+    pub fn round(&mut self) {
         let mut program = self.start();
         if self.random.below(4) == 0 {
             let longest = self.opening.as_micros() as u64 * 3 / 2;
             self.kill(program, longest);
             return;
         }
-        for line in 0..1 + self.random.below(3) {
+        for line in 0..1 + self.random.below(4) {
             program.line();
             if line == 0 {
                 self.opening = program.age();
@@ -126,7 +127,7 @@ impl Campaign {
     }
 
     /// Lets the last life end by itself, and checks everything.
-    fn finish(self) -> (Found, Folder) {
+    pub fn finish(self) -> (Found, Folder) {
         let mut program = self.start();
         let (status, errors) = program.end();
         assert!(status.success(), "{status}: {errors}");
@@ -148,7 +149,7 @@ fn rounds_while_working(rounds: u64, orders: u64) {
     }
     println!("killed in {:.1} s: {:?}", began.elapsed().as_secs_f64(), campaign.tally);
     let Tally { opening, restoring, working, .. } = campaign.tally;
-    assert!(working >= rounds / 4, "only {working} kills hit work in flight: {:?}", campaign.tally);
+    assert!(working > 0 && working + restoring >= rounds / 2, "few kills hit work in flight: {:?}", campaign.tally);
     assert!(opening + restoring > 0, "no kill hit an opening: {:?}", campaign.tally);
     let (found, _folder) = campaign.finish();
     let (first, last, behind) = found.reach();
@@ -189,7 +190,7 @@ fn each_order_counts_once_however_often_it_is_killed() {
 
 #[test]
 fn windows_close_once_though_it_is_killed_at_the_end() {
-    rounds_while_draining(6);
+    rounds_while_draining(4);
 }
 
 #[test]

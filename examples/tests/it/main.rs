@@ -4,6 +4,7 @@
 mod checker;
 mod kill9;
 mod program;
+mod sql;
 
 /// A small generator, so that a seed means the same everywhere.
 struct Random(u64);

@@ -54,6 +54,18 @@ pub fn target() -> PathBuf {
     test.parent().and_then(Path::parent).unwrap().to_path_buf()
 }
 
+/// An example, which must be of the sources as they are: `cargo test NAME`, other than `cargo test`, builds no examples.
+fn example(name: &str) -> PathBuf {
+    let program = target().join("examples").join(name);
+    let built = |path: &Path| path.metadata().and_then(|file| file.modified());
+    let list = std::fs::read_to_string(program.with_extension("d")).unwrap_or_default();
+    let mut sources = list.split_once(": ").map_or("", |(_, sources)| sources).split_whitespace().map(Path::new);
+    let is_fresh =
+        built(&program).is_ok_and(|program| sources.all(|source| built(source).is_ok_and(|at| at <= program)));
+    assert!(is_fresh, "{} is out of date: cargo build -p tidemill-examples --examples", program.display());
+    program
+}
+
 /// A running example.
 pub struct Program {
     child: Child,
@@ -66,7 +78,7 @@ pub struct Program {
 
 impl Program {
     pub fn start(name: &str, args: &[&str]) -> Self {
-        let program = target().join("examples").join(name);
+        let program = example(name);
         let mut command = Command::new(&program);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
