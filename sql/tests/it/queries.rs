@@ -21,7 +21,8 @@ async fn answers_are_sqlites() {
         r#"SELECT "Name" FROM "Track" WHERE "AlbumId" IN (SELECT "AlbumId" FROM "Album" WHERE "Title" = 'Best of')"#,
         r#"WITH long AS (SELECT * FROM "Track" WHERE "Milliseconds" > 30000), n AS (SELECT count(*) AS c FROM long)
            SELECT long."Name", n.c FROM long, n ORDER BY long."Name""#,
-        r#"SELECT "TrackId", row_number() OVER (PARTITION BY "AlbumId" ORDER BY "Milliseconds" DESC) AS rn FROM "Track""#,
+        r#"SELECT "TrackId", row_number() OVER (PARTITION BY "AlbumId" ORDER BY "Milliseconds" DESC, "TrackId") AS rn
+           FROM "Track""#,
         r#"SELECT "TrackId", sum("Milliseconds") OVER (ORDER BY "TrackId" ROWS BETWEEN 2 PRECEDING AND CURRENT ROW)
            FROM "Track" ORDER BY "TrackId" LIMIT 10 OFFSET 5"#,
         r#"SELECT "Name" FROM "Artist" UNION SELECT "Title" FROM "Album""#,
