@@ -3,6 +3,7 @@
 //! # The life of a statement
 //!
 //! 1. [`statement`] parses the text with PostgreSQL's dialect, checks that it is one statement and that it only reads.
+//!    [`windows`] makes the windowing table functions readable before.
 //! 2. [`catalog`] lists the topics and their schemas, once for the statement. The topic of a sync is the table
 //!    `<sync>."<table>"`, any other topic is a table of the schema `public`.
 //! 3. [`names`] resolves table and column names as they were declared, also where they were written without quotes in
@@ -22,10 +23,19 @@
 //! `_offset`, `_timestamp`, `_key` (text) and `_headers` (a JSON array, as names may repeat). Plain topics have the
 //! columns `_key` and `_value`. Bytes that are not UTF-8 appear in text columns as `\x` and hex digits.
 //!
+//! # Windows
+//!
+//! `FROM TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '10 seconds'[, offset])`, as in the standard and Flink, adds the columns
+//! `window_start`, `window_end` and `window_time` (end - 1 ms) to the rows of a table, of `changes_of(t)`, of a common
+//! table expression or of a subquery: `TABLE (SELECT ...)`. Arguments may be named: `DATA`, `TIMECOL`, `SIZE`, `OFFSET`.
+//! The time column is TIMESTAMP, BIGINT (milliseconds since 1970), TEXT (ISO 8601, UTC unless it says otherwise), or
+//! `_timestamp`. A text that is no date-time fails the query; a row whose time is NULL belongs to no window and is left
+//! out. Streams and SQL ask the same [`tidemill_streams::window`].
+//!
 //! # What is absent
 //!
 //! No statement writes, opens files or reaches the network: no location, no external table, no function that reads.
-//! Live queries (`EMIT CHANGES`), views and windows over event time are not here yet.
+//! Live queries (`EMIT CHANGES`), views, and the windows `HOP`, `CUMULATE` and `SESSION` are not here yet.
 
 mod catalog;
 mod decode;
@@ -37,6 +47,7 @@ mod session;
 mod statement;
 mod table;
 mod topics;
+mod windows;
 
 pub use render::{Format, render};
 pub use session::{QueryResult, Session, Settings};

@@ -43,6 +43,7 @@ use crate::{
     statement::{Request, headings, parse},
     table::{Form, Layout, Range, TopicTable},
     topics::Topics,
+    windows,
 };
 
 /// Address space for the stack of a planning thread; memory is taken as it is touched.
@@ -133,6 +134,7 @@ impl Session {
         let base = SessionStateBuilder::new()
             .with_config(config(&settings))
             .with_runtime_env(runtime.map_err(|e| from_datafusion(&e))?)
+            .with_scalar_functions(windows::functions())
             .with_default_features()
             .build();
         Ok(Self { topics, base: Arc::new(base), memory })

@@ -6,10 +6,12 @@ use datafusion::sql::sqlparser::{
         Statement,
     },
     dialect::PostgreSqlDialect,
-    parser::Parser,
-    tokenizer::{Token, Tokenizer},
+    parser::{Parser, ParserError},
+    tokenizer::{Token, TokenWithSpan, Tokenizer},
 };
 use tidemill_core::{Error, Result};
+
+use crate::windows::bracket_tables;
 
 /// Longest text of a statement.
 const MAX_BYTES: usize = 1 << 20;
@@ -32,11 +34,10 @@ pub(crate) enum Request {
 /// # Errors
 /// `Invalid` with line and column where it does not parse; `Unsupported` names what it would do.
 pub(crate) fn parse(text: &str) -> Result<Request> {
-    check_size(text)?;
-    let mut statements = Parser::parse_sql(&PostgreSqlDialect {}, text).map_err(|e| {
-        let text = e.to_string();
-        Error::invalid(text.strip_prefix("sql parser error: ").unwrap_or(&text).to_owned())
-    })?;
+    let mut statements = Parser::new(&PostgreSqlDialect {})
+        .with_tokens_with_locations(tokens(text)?)
+        .parse_statements()
+        .map_err(|e| syntax_fault(&e))?;
     let statement = statements.pop().ok_or_else(|| Error::invalid("no statement"))?;
     if !statements.is_empty() {
         return Err(Error::invalid(format!("{} statements; only one at a time", statements.len() + 1)));
@@ -44,19 +45,25 @@ pub(crate) fn parse(text: &str) -> Result<Request> {
     request(statement)
 }
 
-fn check_size(text: &str) -> Result<()> {
+/// The tokens of a statement that is not too much, as the parser can take them.
+fn tokens(text: &str) -> Result<Vec<TokenWithSpan>> {
     if text.len() > MAX_BYTES {
         return Err(Error::invalid(format!("statement of {} bytes exceeds {MAX_BYTES}", text.len())));
     }
-    // Whatever does not tokenize fails in the parser, with its position.
-    let tokens = Tokenizer::new(&PostgreSqlDialect {}, text).tokenize().unwrap_or_default();
-    let operators = tokens.iter().filter(|token| is_operator(token)).count();
+    let tokens = Tokenizer::new(&PostgreSqlDialect {}, text).tokenize_with_location();
+    let tokens = tokens.map_err(|e| syntax_fault(&e.into()))?;
+    let operators = tokens.iter().filter(|token| is_operator(&token.token)).count();
     if operators > MAX_OPERATORS {
         let text =
             format!("statement of {operators} operators exceeds {MAX_OPERATORS}; write long lists with IN or VALUES");
         return Err(Error::invalid(text));
     }
-    Ok(())
+    bracket_tables(tokens)
+}
+
+fn syntax_fault(error: &ParserError) -> Error {
+    let text = error.to_string();
+    Error::invalid(text.strip_prefix("sql parser error: ").unwrap_or(&text).to_owned())
 }
 
 fn is_operator(token: &Token) -> bool {

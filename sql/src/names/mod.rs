@@ -6,10 +6,12 @@
 //! name, quoted. Quoted names, literals, aliases and functions are never touched. Tables are written out in full.
 //!
 //! The same walk serves the hidden columns: a table one of whose hidden columns is named somewhere is planned with
-//! all of them, and every `*` over it is written out without them.
+//! all of them, and every `*` over it is written out without them. And it finds the windowing table functions, which
+//! become subqueries here.
 
 mod scope;
 mod stars;
+mod windows;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,6 +29,7 @@ use self::scope::{Found, Relation, Scope};
 use crate::{
     catalog::{CATALOG, Catalog, Table, folded},
     table::{Form, Layout},
+    windows::Call,
 };
 
 /// Schema and name under which a table is planned; `changes_of` of it has a name of its own.
@@ -188,6 +191,11 @@ impl<'c> Names<'c> {
     }
 
     fn factor(&mut self, factor: &mut TableFactor, scope: &mut Scope<'_>) -> Result<()> {
+        if let Some(call) = Call::of(factor)? {
+            let relation = self.windowed(call, factor, scope)?;
+            scope.relations.push(relation);
+            return Ok(());
+        }
         match factor {
             TableFactor::Table { name, alias, args: None, .. } => {
                 let relation = self.named(name, alias.as_ref())?;

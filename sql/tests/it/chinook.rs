@@ -7,7 +7,7 @@ use tidemill_connect::change::Value;
 
 use crate::{log::Log, music::compare, session};
 
-fn value(value: ValueRef<'_>) -> Value {
+pub fn value(value: ValueRef<'_>) -> Value {
     match value {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(value) => Value::Integer(value),

@@ -9,6 +9,8 @@ mod refusals;
 mod rendering;
 mod scans;
 mod speed;
+mod tumble;
+mod tumble_texts;
 mod values;
 
 use std::sync::Arc;
