@@ -47,7 +47,7 @@ pub trait State: Send {
     /// `Invalid` for a key or a state that cannot be encoded.
     fn barrier(&mut self, changes: &mut Changes) -> Result<()>;
 
-    /// Writes all entries of these key groups, as of the last barrier. One pass over the state, however many they are.
+    /// Writes all entries of these key groups, as of the last barrier.
     ///
     /// # Errors
     /// As [`State::barrier`].

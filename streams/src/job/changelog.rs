@@ -2,11 +2,14 @@
 //!
 //! A key group's changelog grows with every change, and its state does not. Once it has grown by more than twice what
 //! the state was at the last snapshot (and 256 KiB), the next epoch writes the key group's whole state, and a position
-//! names the offset of it: a restore begins there. So a restore reads at most about three times the state. A snapshot is
-//! one pass over the step's state, so it takes along the key groups that are halfway there: what it writes is still no
-//! more than about twice what was written since the last one.
+//! names the offset of it: a restore begins there. So a restore reads at most about three times the state, and a snapshot
+//! costs no more than what was written since the last one. Where many are due at once they take turns: an epoch is one
+//! transaction, and those have a limit.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+};
 
 use bytes::Bytes;
 use tidemill_core::{record::Record, topic::partition_of};
@@ -18,6 +21,9 @@ use crate::{
 
 /// A changelog grows by this much before it is worth a snapshot.
 const SNAPSHOT_BYTES: u64 = 256 << 10;
+
+/// Snapshots of one epoch write about this much, or one key group.
+const EPOCH_BYTES: u64 = 8 << 20;
 
 /// The topic of a step's changelog. A step's name has no dots, so two jobs never meet in one.
 pub(crate) fn topic(job: &str, step: &str) -> String {
@@ -93,13 +99,17 @@ impl Changelogs {
         Ok(groups.into_iter().map(part).collect())
     }
 
-    /// Key groups to be written whole.
+    /// Key groups to be written whole now: those that have grown most beyond their limit.
     fn due(&self, node: usize) -> KeyGroups {
-        let sizes = || self.sizes.range((node, 0)..=(node, KEY_GROUPS));
-        if !sizes().any(|(_, size)| size.since > size.limit()) {
-            return KeyGroups::new();
-        }
-        sizes().filter(|(_, size)| size.since > size.limit() / 2).map(|((_, key_group), _)| *key_group).collect()
+        let sizes = self.sizes.range((node, 0)..=(node, KEY_GROUPS));
+        let mut due: Vec<_> = sizes.filter(|(_, size)| size.since > size.limit()).collect();
+        due.sort_by_key(|(_, size)| Reverse(size.since - size.limit()));
+        let mut bytes = 0;
+        let fits = |(number, (_, size)): &(usize, (_, &Size))| {
+            bytes += size.snapshot + size.since;
+            *number == 0 || bytes <= EPOCH_BYTES
+        };
+        due.into_iter().enumerate().take_while(fits).map(|(_, ((_, key_group), _))| *key_group).collect()
     }
 
     /// Gives the state what is live of what was read.

@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use tidemill_core::topic::partition_of;
 
 use super::{
     Tumbling, Window,
@@ -23,7 +22,7 @@ use crate::{
     agg::Agg,
     chunk::{Chunk, Rows, Selection},
     key::Keyer,
-    state::{Changes, KEY_GROUPS, KeyGroups, State},
+    state::{Changes, KeyGroups, State},
 };
 
 /// Groups of one window, keys and results side by side.
@@ -140,8 +139,8 @@ where
             }
             let pane = first.remove();
             self.reached = self.reached.max(window.end.saturating_add(self.windows.grace_ms()));
-            for entry in pane.stored() {
-                self.gone.push(entry?.1);
+            for key in pane.stored_keys() {
+                self.gone.push(key?);
             }
             closed.push(pane.close(window)?);
         }
@@ -198,19 +197,11 @@ where
     }
 
     fn snapshot(&self, key_groups: &KeyGroups, changes: &mut Changes) -> Result<()> {
-        for pane in self.open.values() {
-            for entry in pane.stored() {
-                let (group, key) = entry?;
-                if key_groups.contains(&partition_of(&key, KEY_GROUPS)) {
-                    changes.set(key, pane.entry(group)?);
-                }
-            }
-        }
-        Ok(())
+        self.open.values().try_for_each(|pane| pane.snapshot(key_groups, changes))
     }
 
     fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
-        let (start, key) = parse_key(key)?;
+        let (start, _) = parse_key(key)?;
         let pane = || Pane::new(start, self.keyer.fresh(), self.agg.fresh());
         self.open.entry(start).or_insert_with(pane).restore(key, value, self.updating)
     }

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
+use tidemill_core::topic::partition_of;
 
 use super::{Changed, Groups, GroupsOf, Window};
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     agg::Agg,
     chunk::{Chunk, Op, Selection},
     key::Keyer,
-    state::Changes,
+    state::{Changes, KEY_GROUPS, KeyGroups},
 };
 
 pub(super) struct Pane<K, A> {
@@ -23,9 +24,13 @@ pub(super) struct Pane<K, A> {
     /// Whether a group changed since the last barrier, and which did.
     is_dirty: Vec<bool>,
     dirty: Vec<u32>,
-    /// Whether the changelog has the group.
-    stored: Vec<bool>,
+    /// The key group of each group that the changelog has, [`NOT_STORED`] for others. A byte each, so that a snapshot of
+    /// some key groups looks at no other key.
+    stored: Vec<u8>,
 }
+
+const NOT_STORED: u8 = u8::MAX;
+const _: () = assert!(KEY_GROUPS < NOT_STORED as u32);
 
 impl<K, A> Pane<K, A> {
     pub(super) fn new(start: i64, keys: K, aggs: A) -> Self {
@@ -67,7 +72,7 @@ impl<K, A> Pane<K, A> {
         if groups > self.stored.len() {
             self.aggs.grow(groups);
             self.is_dirty.resize(groups, false);
-            self.stored.resize(groups, false);
+            self.stored.resize(groups, NOT_STORED);
             if updating {
                 self.counts.resize(groups, 0);
             }
@@ -184,13 +189,25 @@ impl<K, A> Pane<K, A> {
         Ok(Groups { window, keys: self.keys.keys(groups), values: self.aggs.emit(groups)? })
     }
 
-    /// The entries that the changelog has of it, by group.
-    pub(super) fn stored<D>(&self) -> impl Iterator<Item = Result<(u32, Bytes)>>
+    /// Keys of the entries that the changelog has of it.
+    pub(super) fn stored_keys<D>(&self) -> impl Iterator<Item = Result<Bytes>>
     where
         K: Keyer<D>,
     {
-        let stored = self.all().filter(|group| self.stored[*group as usize]);
-        stored.map(|group| Ok((group, self.entry_key(group)?)))
+        let stored = self.all().filter(|group| self.stored[*group as usize] != NOT_STORED);
+        stored.map(|group| self.entry_key(group))
+    }
+
+    /// Writes the entries that the changelog has in these key groups.
+    pub(super) fn snapshot<D>(&self, key_groups: &KeyGroups, changes: &mut Changes) -> Result<()>
+    where
+        K: Keyer<D>,
+        A: Agg<D>,
+    {
+        for group in self.all().filter(|group| key_groups.contains(&u32::from(self.stored[*group as usize]))) {
+            changes.set(self.entry_key(group)?, self.entry(group)?);
+        }
+        Ok(())
     }
 
     /// Writes what changed since the last barrier.
@@ -202,11 +219,11 @@ impl<K, A> Pane<K, A> {
         for at in 0..self.dirty.len() {
             let group = self.dirty[at];
             let key = self.entry_key(group)?;
-            if !self.stored[group as usize] {
+            if self.stored[group as usize] == NOT_STORED {
                 self.prove(&key, group)?;
+                self.stored[group as usize] = key_group(&key);
             }
             changes.set(key, self.entry(group)?);
-            self.stored[group as usize] = true;
             self.is_dirty[group as usize] = false;
         }
         self.dirty.clear();
@@ -237,7 +254,7 @@ impl<K, A> Pane<K, A> {
         Err(Error::invalid(format!("a key is not the same once it is written as JSON and read back: {key}")))
     }
 
-    pub(super) fn entry<D>(&self, group: u32) -> Result<Bytes>
+    fn entry<D>(&self, group: u32) -> Result<Bytes>
     where
         A: Agg<D>,
     {
@@ -249,20 +266,24 @@ impl<K, A> Pane<K, A> {
     }
 
     /// Sets a group to an entry of the changelog.
-    pub(super) fn restore<D>(&mut self, key: &str, value: &[u8], updating: bool) -> Result<()>
+    pub(super) fn restore<D>(&mut self, key: &[u8], value: &[u8], updating: bool) -> Result<()>
     where
         K: Keyer<D>,
         A: Agg<D>,
     {
         let (count, state): (i64, &RawValue) = serde_json::from_slice(value).map_err(malformed)?;
-        let group = self.keys.decode(key)?;
+        let group = self.keys.decode(parse_key(key)?.1)?;
         self.grow(updating);
         if let Some(rows) = self.counts.get_mut(group as usize) {
             *rows = count;
         }
-        self.stored[group as usize] = true;
+        self.stored[group as usize] = key_group(key);
         self.aggs.decode(group, state.get())
     }
+}
+
+fn key_group(key: &[u8]) -> u8 {
+    partition_of(key, KEY_GROUPS) as u8
 }
 
 /// Window and key of an entry.

@@ -473,6 +473,37 @@ async fn a_job_goes_on_from_a_snapshot() {
     assert_eq!(counts, [15, 15]);
 }
 
+/// An epoch is one transaction, and those have a limit, 16 MiB here. Told with the topic; nothing is lost or doubled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_beyond_the_limit_of_a_transaction_stops_the_job() {
+    let job = || {
+        let job = Job::new("test");
+        let rows = job.topic(IN).json::<i64>().event_time(|_| 0).stream();
+        let last = |state: &mut String, _: &i64| *state = "x".repeat(500_000);
+        let step = rows.key_by(|n| *n).window(Tumbling::of(Duration::from_secs(1))).aggregate("step", Fold::new(last));
+        step.late.discard();
+        step.results.to_topic(OUT);
+        job
+    };
+    let bench = Arc::new(Bench::new(&[(IN, 1)]).await);
+    for n in 0..40i64 {
+        // A few at a time: state grows beyond the limit without a complaint, and its snapshots take turns.
+        bench.push(IN, 0, &n).await;
+        if n % 10 == 9 && n < 39 {
+            let job = job();
+            let status = job.status();
+            let running = bench.start(job).await;
+            until("all are read", || status.records() == 10).await;
+            running.end(Control::Stop).await.unwrap();
+        }
+    }
+    let error = bench.drain(job()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("write to "), "{error}");
+    assert!(error.to_string().contains("transaction of more than"), "{error}");
+    assert!(bench.records(OUT).await.is_empty());
+}
+
 /// What was shown before a crash is shown after it, and what was not committed is not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_view_is_there_again_after_a_restart() {
