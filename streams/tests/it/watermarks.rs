@@ -126,6 +126,30 @@ fn an_end_of_input_sets_no_watermark_back() {
     assert_eq!(starts(&driver), [0, 100, 110]);
 }
 
+/// The same where no window tells how far the watermark was: its rows were filtered.
+#[test]
+fn an_end_of_input_sets_no_watermark_back_without_windows() {
+    let job = || {
+        let job = Job::new("test");
+        let rows = job.topic(IN).json::<i64>().event_time(|at| *at).stream().filter(|at| *at != 1000);
+        let step = rows.key_by(|_| ()).window(Tumbling::of(Duration::from_millis(10)));
+        let step = step.aggregate("step", Count::default());
+        step.late.to_topic("late");
+        step.results.to_topic("out");
+        job
+    };
+    let mut driver = Driver::new(job).unwrap();
+    driver.partitions(IN, 2).unwrap();
+    push(&mut driver, 1, 5);
+    pass(&mut driver, 10_000);
+    push(&mut driver, 0, 1000);
+    assert_eq!((starts(&driver), driver.status().watermark()), (vec![0], Some(1000)));
+    driver.end().unwrap();
+    driver.kill().unwrap();
+    push(&mut driver, 0, 57);
+    assert_eq!(driver.output::<i64>("late").unwrap(), [57]);
+}
+
 /// A second window over the results of the first: grace holds the watermark between them back by as much.
 #[test]
 fn windows_of_windows_close_in_order() {
