@@ -2,7 +2,7 @@
 //!
 //! A checkpoint begins when half of the commit log's budget is used, and is taken in small steps as the rest fills: each
 //! writes one partition, or syncs one. All at once, it would hold up the segment writer until the ring is full, and nobody
-//! could append. Appends that are faster than the steps are slowed down by [`Shared::allowed_lsn`], so that they do not
+//! could append. Appends that are faster than the steps are slowed down by `Shared::allowed_lsn`, so that they do not
 //! meet the end of the commit log.
 //!
 //! Segments grow between their step and the manifest. So the manifest lists what was synced, never what was written.
@@ -13,16 +13,15 @@ use std::{
 };
 
 use super::{
-    manifest::{self, Manifest, PartitionEntry},
-    partition::Partition,
-    shared::{Shared, lock, unwritten_of},
+    manifest::{self, Manifest},
+    shared::{lock, unwritten_of},
     superblock::Superblock,
     write_behind::SegmentWriter,
 };
 use crate::{Error, Result, topic::PartitionId};
 
-/// What a sync counts beside the bytes written: a millisecond, in which as much could be written.
-const SYNC_COST: u64 = 256 << 10;
+/// What a sync counts beside the bytes written: one to four milliseconds, in which about as much could be written.
+const SYNC_COST: u64 = 512 << 10;
 
 /// With less room than this, a checkpoint is not spread out.
 const LEAST_ROOM: u64 = 16 << 10;
@@ -52,13 +51,14 @@ pub(super) struct Checkpoint {
     /// Sum of what all of them cost, and of what is paid.
     total: u64,
     done: u64,
+    ending: bool,
 }
 
 impl Checkpoint {
     fn new(lsn: u64, durable_lsn: u64, room: u64, to_write: BTreeMap<PartitionId, u64>, folders: u64) -> Self {
         let segments: u64 = to_write.values().map(|bytes| bytes + SYNC_COST).sum();
         let total = segments + folders * SYNC_COST;
-        Self { lsn, durable_lsn, room, to_write, to_sync: BTreeSet::new(), folders, total, done: 0 }
+        Self { lsn, durable_lsn, room, to_write, to_sync: BTreeSet::new(), folders, total, done: 0, ending: false }
     }
 
     /// Counts bytes written of a partition, by whatever occasion.
@@ -83,6 +83,7 @@ impl Checkpoint {
             return Step::Sync(id);
         }
         if self.folders == 0 {
+            self.ending = true;
             return Step::End;
         }
         self.folders -= 1;
@@ -99,10 +100,17 @@ impl Checkpoint {
 
     /// How far the commit log may grow now. Beyond what [`Checkpoint::lags`] wants: who is held up here has left work.
     fn allowed_lsn(&self) -> u64 {
-        let ahead = self.room / 4;
-        let share = u128::from(self.room - ahead) * u128::from(self.done) / u128::from(self.total.max(1));
-        // Where there is no room at all, the files that are left are the bound.
-        if self.room == 0 { u64::MAX } else { self.durable_lsn + ahead + share as u64 }
+        if self.room == 0 {
+            // The files that are left are the bound.
+            return u64::MAX;
+        }
+        if self.ending {
+            return self.durable_lsn + self.room;
+        }
+        // A part of the room is kept for the last step, whose syncs are the longest.
+        let (ahead, kept) = (self.room / 4, self.room / 12);
+        let share = u128::from(self.room - ahead - kept) * u128::from(self.done) / u128::from(self.total.max(1));
+        self.durable_lsn + ahead + share as u64
     }
 }
 
@@ -163,7 +171,10 @@ impl SegmentWriter {
             self.begin_checkpoint();
             return Ok(());
         };
-        match open.next() {
+        let step = open.next();
+        // Before the step: who is held up goes on meanwhile.
+        self.tell_progress();
+        match step {
             Step::Write(id) => {
                 if let Ok(partition) = self.shared.partition(id) {
                     self.write_partition(&partition, true)?;
@@ -172,8 +183,7 @@ impl SegmentWriter {
             Step::Sync(id) => self.sync_partition(id)?,
             Step::Folder => self.sync_folder().map(drop)?,
             Step::End => {
-                let Checkpoint { lsn, durable_lsn, .. } = *open;
-                self.end_checkpoint(lsn, durable_lsn)?;
+                self.end_checkpoint()?;
                 self.checkpoint = None;
             }
         }
@@ -232,12 +242,13 @@ impl SegmentWriter {
     }
 
     /// Names, manifest, superblock, in this order: each is durable before the next tells of it.
-    fn end_checkpoint(&mut self, lsn: u64, durable_lsn: u64) -> Result<()> {
+    fn end_checkpoint(&mut self) -> Result<()> {
+        let Some(&Checkpoint { lsn, durable_lsn, .. }) = self.checkpoint.as_ref() else { return Ok(()) };
         let storage = Arc::clone(&self.shared.storage);
         while self.sync_folder()? {}
         let old = self.superblock.current();
         let number = old.manifest + 1;
-        manifest_of(&self.shared).write(&*storage, &manifest::path(&self.shared.data_dir, number))?;
+        Manifest::of(&self.shared).write(&*storage, &manifest::path(&self.shared.data_dir, number))?;
         // Twice: what the other copy needs is about to go, and either copy alone must do.
         for _ in 0..2 {
             let current = self.superblock.current();
@@ -269,25 +280,6 @@ impl SegmentWriter {
             self.superblock.write(Superblock { durable_lsn: lsn, ..current })?;
         }
         Ok(())
-    }
-}
-
-fn manifest_of(shared: &Shared) -> Manifest {
-    let _cut = shared.published();
-    let partitions = shared.partitions.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut partitions: Vec<_> = partitions.values().map(|partition| entry_of(partition)).collect();
-    partitions.sort_unstable_by_key(|entry| entry.id);
-    Manifest { catalog: shared.catalog().clone(), partitions }
-}
-
-fn entry_of(partition: &Partition) -> PartitionEntry {
-    let state = partition.state();
-    PartitionEntry {
-        id: partition.id,
-        log_start_offset: state.log_start_offset,
-        written_offset: state.synced_offset,
-        segments: state.segments.iter().filter_map(|s| s.durable_entry()).collect(),
-        damage: state.damage.clone(),
     }
 }
 

@@ -4,7 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{catalog::Catalog, partition::Damage, segment::SegmentEntry};
+use super::{
+    catalog::Catalog,
+    partition::{Damage, Partition},
+    segment::SegmentEntry,
+    shared::Shared,
+};
 use crate::{Error, Result, batch::crc32c, storage::Storage, topic::PartitionId};
 
 const MAGIC: &[u8; 8] = b"TMMANIF1";
@@ -36,6 +41,15 @@ impl Manifest {
         Self { catalog: Catalog::new(), partitions: Vec::new() }
     }
 
+    /// What is durable in segments at this moment, and the catalog, which may be newer.
+    pub(super) fn of(shared: &Shared) -> Self {
+        let _cut = shared.published();
+        let partitions = shared.partitions.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut partitions: Vec<_> = partitions.values().map(|partition| entry_of(partition)).collect();
+        partitions.sort_unstable_by_key(|entry| entry.id);
+        Self { catalog: shared.catalog().clone(), partitions }
+    }
+
     pub(super) fn write(&self, storage: &dyn Storage, path: &Path) -> Result<()> {
         let body = serde_json::to_vec(self).map_err(|e| Error::internal("encode the manifest").with_source(e))?;
         let mut bytes = Vec::with_capacity(HEADER_LEN + body.len());
@@ -57,5 +71,16 @@ impl Manifest {
             return Err(bad("its checksum does not hold"));
         }
         serde_json::from_slice(body).map_err(|e| bad("not a manifest").with_source(e))
+    }
+}
+
+fn entry_of(partition: &Partition) -> PartitionEntry {
+    let state = partition.state();
+    PartitionEntry {
+        id: partition.id,
+        log_start_offset: state.log_start_offset,
+        written_offset: state.synced_offset,
+        segments: state.segments.iter().filter_map(|s| s.durable_entry()).collect(),
+        damage: state.damage.clone(),
     }
 }

@@ -119,8 +119,8 @@ async fn producers(dir: &Path, plan: &Plan, count: u32, batch_records: usize) ->
     let folder = dir.join("log");
     let open = || Engine::open(&folder, Config::default(), Arc::new(OsStorage), Arc::new(SystemClock::default()));
     let engine = Arc::new(open()?);
-    wrap(&engine).await?;
     let topic = engine.create_topic("bench", &TopicSpec { partitions: count }).await?;
+    wrap(&engine, &topic.partitions).await?;
     let until = Instant::now() + Duration::from_secs(plan.seconds);
     let started = Instant::now();
     let tasks: Vec<_> = topic
@@ -139,14 +139,15 @@ async fn producers(dir: &Path, plan: &Plan, count: u32, batch_records: usize) ->
     Ok(Figures { latencies, bytes, time })
 }
 
-/// Fills the commit log once: from then on its files are used again and none is made, and a checkpoint has been.
-async fn wrap(engine: &Arc<Engine>) -> anyhow::Result<()> {
-    let topic = engine.create_topic("warm-up", &TopicSpec { partitions: 1 }).await?;
+/// Fills the commit log once: from then on its files are used again and none is made, and the folders of all partitions
+/// are there and durable.
+async fn wrap(engine: &Arc<Engine>, partitions: &[PartitionId]) -> anyhow::Result<()> {
     let mut batch = BatchBuilder::default();
     batch.push(&Record::new(None, Bytes::from(vec![b'w'; WARM_UP_BYTES])), SystemClock::default().now())?;
     let batch = batch.finish();
-    for _ in 0..=engine.config().commit_log_bytes / WARM_UP_BYTES {
-        engine.append(vec![(topic.partitions[0], batch.clone())], None).await?;
+    let times = engine.config().commit_log_bytes / WARM_UP_BYTES + 1;
+    for partition in partitions.iter().cycle().take(times.max(partitions.len())) {
+        engine.append(vec![(*partition, batch.clone())], None).await?;
     }
     Ok(())
 }
