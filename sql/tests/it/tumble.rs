@@ -67,7 +67,11 @@ async fn windows_are_sqlites() {
     let day = "(ms - ((ms % 86400000) + 86400000) % 86400000)";
     let columns =
         [("ms", "ms"), ("\"text\"", "ms"), ("zulu", "ms"), ("zoned", "ms"), ("seconds", seconds), ("day", day)];
-    let windows = [("10 seconds", "0", 10_000, 0), ("1 minute 30 seconds", "7 seconds", 90_000, 7_000)];
+    let windows = [
+        ("10 seconds", "0", 10_000, 0),
+        ("10 seconds", "-3 seconds", 10_000, -3_000),
+        ("1 minute 30 seconds", "7 seconds", 90_000, 7_000),
+    ];
     for (column, ms) in columns {
         for (size, offset, size_ms, offset_ms) in windows {
             let ours = format!(

@@ -203,6 +203,10 @@ const REFUSED: &[(&str, &str)] = &[
         "the time column of TUMBLE is descriptor(orders.ts); write one column without its table: DESCRIPTOR(ts) (1:36)",
     ),
     ("tumble(table orders,\n descriptor(tss), interval '1' second)", "no column \"tss\"; nearest is \"ts\" (2:13)"),
+    (
+        "tumble(table information_schema.tables, descriptor(table_nam), interval '1' second)",
+        "no column \"table_nam\"; nearest is \"table_name\" (1:66)",
+    ),
     ("tumble(table orders, descriptor(\"TS\"), interval '1' second)", "no column \"TS\"; nearest is \"ts\" (1:47)"),
     (
         "tumble(table orders, descriptor(price), interval '1' second)",
