@@ -4,12 +4,13 @@
 //! |---|---|
 //! | `GET /v1/info` | log id, version, pid and command of the owner |
 //! | `GET /v1/topics`, `POST /v1/topics` | all topics with their bounds; makes one (`{"name", "partitions"}`) |
-//! | `DELETE /v1/topics/{name}` | deletes one |
+//! | `DELETE /v1/topics/{name}` | deletes one, unless a sync writes it |
+//! | `GET /v1/schemas` | the tables behind the topics of syncs, as they were when they were copied |
 //! | `POST /v1/topics/{name}/records` | appends records, one JSON object a line: `{"key", "value", "partition"}` |
 //! | `GET /v1/topics/{name}/records` | streams records, one JSON object a line: `?from=start&limit=10&follow=true` |
-//! | `POST /v1/sql` | runs `{"query", "format"}`, streams the answer in that format |
+//! | `POST /v1/sql` | runs `{"query", "format"}`, or a text/plain body, and streams the answer in that format, or `?format=` |
 //!
-//! An error is `{"error": {"kind", "message"}}`; one that comes when the answer has begun is in the trailers
+//! For users it is told in docs/HTTP.md. An error is `{"error": {"kind", "message"}}`; one that comes when the answer has begun is in the trailers
 //! `tidemill-error` and `tidemill-error-kind`.
 
 mod records;
@@ -69,7 +70,10 @@ pub fn router(state: State) -> Router {
         .route("/v1/topics", get(topics::list).post(topics::create))
         .route("/v1/topics/{name}", delete(topics::remove))
         .route("/v1/topics/{name}/records", post(records::append).get(records::fetch))
+        .route("/v1/schemas", get(topics::schemas))
         .route("/v1/sql", post(sql::query))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(state)
 }
@@ -81,6 +85,20 @@ async fn info(axum::extract::State(state): axum::extract::State<State>) -> Json<
         "pid": std::process::id(),
         "command": state.command,
     }))
+}
+
+async fn no_such_path(uri: axum::http::Uri) -> ApiError {
+    Error::not_found(format!("no path {}; docs/HTTP.md lists all", uri.path())).into()
+}
+
+async fn no_such_method(method: axum::http::Method, uri: axum::http::Uri) -> Response {
+    let error = ApiError(Error::invalid(format!("{method} is not for {}", uri.path())));
+    (StatusCode::METHOD_NOT_ALLOWED, error).into_response()
+}
+
+/// A part of a request that could not be read, as our own error.
+fn unread(rejection: impl std::fmt::Display) -> ApiError {
+    Error::invalid(format!("the request cannot be read: {rejection}")).into()
 }
 
 /// An error as an answer.

@@ -7,7 +7,10 @@ use std::{
 
 use axum::{
     Json,
-    extract::{Path, Query, State as Extract},
+    extract::{
+        Path, Query, State as Extract,
+        rejection::{BytesRejection, QueryRejection},
+    },
     response::Response,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -19,10 +22,11 @@ use tidemill_core::{
     Error, ErrorKind,
     log::{Bounds, FetchOptions, Session, Topic},
     record::{FetchedRecord, Record},
+    suggest::nearest,
     topic::{INTERNAL_PREFIX, TopicPartition, partition_of},
 };
 
-use super::{ApiError, State, streamed};
+use super::{ApiError, State, streamed, unread};
 
 /// How long one fetch waits for records before it looks whether its reader is still there.
 const FOLLOW_WAIT: Duration = Duration::from_millis(500);
@@ -39,8 +43,9 @@ struct Line {
 pub async fn append(
     Extract(state): Extract<State>,
     Path(name): Path<String>,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<JsonValue>, ApiError> {
+    let body = body.map_err(|rejection| unread(rejection.body_text()))?;
     let session = state.session().await?;
     let topic = find(&*session, &name).await?;
     let turn = state.turns.fetch_add(1, Ordering::Relaxed);
@@ -85,8 +90,9 @@ pub struct Wanted {
 pub async fn fetch(
     Extract(state): Extract<State>,
     Path(name): Path<String>,
-    Query(wanted): Query<Wanted>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, ApiError> {
+    let Query(wanted) = wanted.map_err(|rejection| unread(rejection.body_text()))?;
     let session = state.session().await?;
     let topic = find(&*session, &name).await?;
     let partitions: Vec<_> = (0..topic.partitions).map(|n| TopicPartition::new(&name, n)).collect();
@@ -109,9 +115,16 @@ pub async fn fetch(
     Ok(streamed("application/x-ndjson", pieces))
 }
 
-async fn find(session: &dyn Session, name: &str) -> Result<Topic, Error> {
+/// The topic with this name; an error tells the nearest.
+pub(super) async fn find(session: &dyn Session, name: &str) -> Result<Topic, Error> {
     let topic = if name.starts_with(INTERNAL_PREFIX) { None } else { session.topic(name).await? };
-    topic.ok_or_else(|| Error::not_found(format!("topic {name:?} does not exist")))
+    if let Some(topic) = topic {
+        return Ok(topic);
+    }
+    let topics = session.topics().await?;
+    let hint = nearest(name, topics.iter().map(|topic| topic.name.as_str()));
+    let hint = hint.map(|name| format!("; the nearest is {name}")).unwrap_or_default();
+    Err(Error::not_found(format!("topic {name:?} does not exist{hint}")))
 }
 
 fn begin(from: &str, bounds: &Bounds) -> Result<i64, Error> {

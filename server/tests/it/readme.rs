@@ -1,7 +1,7 @@
 //! Every command of the README that follows a `<!-- test -->` line runs, in order, in one shell, and prints what the README
 //! says it prints.
 
-use crate::support::Folder;
+use crate::support::{Folder, PATIENCE, poll};
 
 const MARK: &str = "<!-- test -->";
 
@@ -35,12 +35,21 @@ fn fenced<'a>(lines: &mut std::iter::Peekable<impl Iterator<Item = (usize, &'a s
     Some(inside.map(|line| format!("{line}\n")).collect())
 }
 
-/// Whether the lines are those expected; `...` stands for any lines, also none.
+/// Whether the lines are those expected; `...` stands for any lines, also none, and inside a line for any text.
 fn matches(expected: &[&str], lines: &[&str]) -> bool {
     match expected {
         [] => lines.is_empty(),
         ["...", rest @ ..] => (0..=lines.len()).any(|skipped| matches(rest, &lines[skipped..])),
-        [first, rest @ ..] => lines.first() == Some(first) && matches(rest, &lines[1..]),
+        [first, rest @ ..] => lines.first().is_some_and(|line| same_line(first, line)) && matches(rest, &lines[1..]),
+    }
+}
+
+fn same_line(expected: &str, line: &str) -> bool {
+    match expected.split_once("...") {
+        None => expected == line,
+        Some((start, rest)) => line.strip_prefix(start).is_some_and(|left| {
+            (0..=left.len()).filter(|at| left.is_char_boundary(*at)).any(|at| same_line(rest, &left[at..]))
+        }),
     }
 }
 
@@ -51,12 +60,31 @@ fn tidy(text: &str) -> Vec<&str> {
 #[test]
 fn commands_of_the_readme_do_what_it_says() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
-    let blocks = blocks(&std::fs::read_to_string(file).unwrap()).unwrap_or_else(|e| panic!("{file}: {e}"));
+    run_blocks(&Folder::new(), file, &std::fs::read_to_string(file).unwrap());
+}
+
+#[test]
+fn requests_of_the_page_on_http_are_answered_as_it_says() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/HTTP.md");
     let folder = Folder::new();
+    let mut server = folder.start(&["start", "--listen", "127.0.0.1:0", "--data-dir", "log"]);
+    server.wait_err("http://");
+    let address =
+        poll(PATIENCE, || Some(server.err().split_once("http://")?.1.strip_suffix('\n')?.to_owned())).unwrap();
+    let page = std::fs::read_to_string(file).unwrap();
+    assert!(page.contains("127.0.0.1:7600"));
+    run_blocks(&folder, file, &page.replace("127.0.0.1:7600", &address));
+    server.stop("TERM");
+}
+
+/// Runs the marked blocks of a page in one shell, and compares what they print.
+fn run_blocks(folder: &Folder, file: &str, text: &str) {
+    let blocks = blocks(text).unwrap_or_else(|e| panic!("{file}: {e}"));
     let end = |number: usize| format!("-- end of block {number} --");
     let mut script = String::from("set -eo pipefail\n");
     for (number, block) in blocks.iter().enumerate() {
-        script += &format!("{}\necho '{}'\n", block.commands, end(number));
+        // An answer may end without a line's end.
+        script += &format!("{}\nprintf '\\n%s\\n' '{}'\n", block.commands, end(number));
     }
     std::fs::write(folder.path(".script"), script).unwrap();
     let mut shell = folder.start_program("bash", &[".script"]);
@@ -65,11 +93,11 @@ fn commands_of_the_readme_do_what_it_says() {
     let mut rest = done.out.as_str();
     for (number, block) in blocks.iter().enumerate() {
         let ended = rest.split_once(&format!("{}\n", end(number)));
-        let (out, after) = ended.unwrap_or_else(|| panic!("README line {} failed: {done:#?}", block.line));
+        let (out, after) = ended.unwrap_or_else(|| panic!("{file} line {} failed: {done:#?}", block.line));
         rest = after;
         if let Some(expected) = &block.output {
             let same = matches(&tidy(expected), &tidy(out));
-            assert!(same, "README line {}: expected\n{expected}\nprinted\n{out}\n{}", block.line, done.err);
+            assert!(same, "{file} line {}: expected\n{expected}\nprinted\n{out}\n{}", block.line, done.err);
         }
     }
     println!("{} blocks ran", blocks.len());
@@ -84,6 +112,7 @@ fn a_readme_without_marks_or_with_other_output_is_seen() {
     let block = Block { line: 1, commands: "ls\n".into(), output: Some("a\n...\n".into()) };
     assert_eq!(found, [block]);
     assert!(matches(&["a", "...", "c"], &["a", "b", "c"]) && matches(&["..."], &[]));
+    assert!(matches(&["a ... c ...", "d"], &["a b c d", "d"]) && !matches(&["a ... c"], &["a b d"]));
     assert!(
         !matches(&["a"], &["b"]) && !matches(&["a"], &[]) && !matches(&[], &["a"]) && !matches(&["...", "c"], &["a"])
     );
