@@ -40,6 +40,39 @@ impl TableSchema {
         places.into_iter().map(|(_, i)| i).collect()
     }
 
+    /// What changed in the columns from this shape to `now`, in words. Types are told where a column kept its name.
+    pub fn changes_to(&self, now: &Self) -> String {
+        let mut parts = Vec::new();
+        let (added, gone) = (self.missing_in(now), now.missing_in(self));
+        for (what, names) in [("new", added), ("gone", gone)] {
+            if !names.is_empty() {
+                parts.push(format!("{what}: {}", names.join(", ")));
+            }
+        }
+        let typed = |column: &Column| match column.declared_type.as_str() {
+            "" => "untyped".to_owned(),
+            declared => declared.to_owned(),
+        };
+        for old in &self.columns {
+            let Some(new) = now.columns.iter().find(|new| new.name == old.name) else { continue };
+            if new.declared_type != old.declared_type {
+                parts.push(format!("{} is {}, was {}", new.name, typed(new), typed(old)));
+            } else if new.key != old.key {
+                parts.push(format!("{} has another place in the key", new.name));
+            } else if new.not_null != old.not_null {
+                let may = if new.not_null { "is NOT NULL now" } else { "may be NULL now" };
+                parts.push(format!("{} {may}", new.name));
+            }
+        }
+        if parts.is_empty() { "their order is another".into() } else { parts.join("; ") }
+    }
+
+    /// Names of columns that `other` has and this shape has not.
+    fn missing_in(&self, other: &Self) -> Vec<String> {
+        let missing = other.columns.iter().filter(|c| !self.columns.iter().any(|own| own.name == c.name));
+        missing.map(|column| column.name.clone()).collect()
+    }
+
     /// The key of a whole row, in key order.
     pub fn key_of(&self, row: &[Value]) -> Row {
         self.key_columns().into_iter().map(|i| row[i].clone()).collect()
@@ -94,4 +127,35 @@ pub struct Change {
     pub after: Option<Row>,
     /// The source's own number of the change (SQLite: the capture sequence); 0 for `Read`.
     pub sequence: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_told_by_name_and_types_only_where_they_differ() {
+        type Spec = (&'static str, &'static str, bool, Option<u32>);
+        let shape = |columns: &[Spec]| TableSchema {
+            name: "t".into(),
+            columns: columns
+                .iter()
+                .map(|(name, declared, not_null, key)| Column {
+                    name: (*name).into(),
+                    declared_type: (*declared).into(),
+                    not_null: *not_null,
+                    key: *key,
+                })
+                .collect(),
+        };
+        let old = shape(&[("id", "INTEGER", true, Some(0)), ("v", "TEXT", false, None), ("p", "", false, None)]);
+        let new = |columns: &[Spec]| old.changes_to(&shape(columns));
+        let (id, v, p) = (("id", "INTEGER", true, Some(0)), ("v", "TEXT", false, None), ("p", "", false, None));
+        assert_eq!(new(&[id, v, p, ("w", "INT", false, None)]), "new: w");
+        assert_eq!(new(&[id, ("w", "TEXT", false, None)]), "new: w; gone: v, p");
+        assert_eq!(new(&[id, v, ("p", "REAL", false, None)]), "p is REAL, was untyped");
+        assert_eq!(new(&[id, ("v", "TEXT", true, None), p]), "v is NOT NULL now");
+        assert_eq!(new(&[id, ("v", "TEXT", true, Some(1)), p]), "v has another place in the key");
+        assert_eq!(new(&[v, id, p]), "their order is another");
+    }
 }

@@ -1,6 +1,7 @@
 //! Connectors: sources and sinks over the log, the worker that runs them, and the sync files that describe them.
 
 pub mod change;
+pub mod command;
 pub mod connector;
 pub mod converter;
 pub mod sqlite;

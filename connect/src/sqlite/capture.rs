@@ -17,8 +17,8 @@ use super::catalog::{TableInfo, connect};
 use super::copy;
 use super::guard::{SameFile, UNCONFIRMED, change_mark, header, random_id};
 use super::install::{
-    has_newer_trigger, install_counter, install_table, installed_tables, remove_all, remove_table, renew_triggers,
-    require, verify_table,
+    has_newer_trigger, has_older_names, install_counter, install_table, installed_tables, remove_all, remove_table,
+    renew_triggers, require, verify_table,
 };
 use super::position::{CopyState, Position, TablePosition};
 use super::stop::{Fault, Reason, Stop};
@@ -377,10 +377,12 @@ impl Capture {
     }
 }
 
-/// Verifies and renews the triggers of tables on which the application made one after us.
+/// Verifies and renews the triggers of tables on which the application made one after us, and those that another version
+/// named.
 fn renew_stale(tx: &Connection, path: &Path, tables: &[TableInfo], variant: Variant) -> Result<(), Fault> {
     for info in tables {
-        if has_newer_trigger(tx, &info.schema.name)? {
+        let name = &info.schema.name;
+        if has_newer_trigger(tx, name)? || has_older_names(tx, name)? {
             verify_table(tx, path, &info.schema, variant)?;
             renew_triggers(tx, info, variant)?;
         }

@@ -7,10 +7,11 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 use super::catalog::{TableInfo, connect, inspect_one, is_reserved};
 use super::guard::UNCONFIRMED;
 use super::stop::{Fault, Reason, Stop};
-use super::triggers::{COUNTER, NO_ROWID, Variant, journal_name, objects, states_name, top_name};
+use super::triggers::{COUNTER, CURE, NO_ROWID, Variant, journal_name, objects, states_name, top_name};
 use super::value::{identifier, sqlite_error};
 use crate::change::TableSchema;
 use crate::{Error, Result};
+use tidemill_core::suggest::nearest;
 
 /// Makes the counter row with a fresh identity and no confirmed mark.
 pub(super) fn install_counter(conn: &Connection) -> Result<()> {
@@ -122,6 +123,28 @@ pub fn uninstall(path: &Path, tables: Option<&[String]>) -> Result<()> {
     tx.commit().map_err(fail)
 }
 
+/// Removes the triggers and the journal of one table, so that it can be altered. The rest of the capture stays, and
+/// stops at this table until it is copied anew. The table's name as it was captured.
+///
+/// # Errors
+///
+/// `NotFound` where the file or a capture of the table is not there; `Unavailable` while another program holds the write
+/// lock for more than 5 s.
+pub fn release(path: &Path, table: &str) -> Result<String> {
+    let fail = |e| sqlite_error(format!("release table {table}"), e);
+    let mut conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
+    let captured = installed_tables(&tx)?;
+    let Some(name) = captured.iter().find(|name| name.eq_ignore_ascii_case(table)) else {
+        let hint = nearest(table, captured.iter().map(String::as_str));
+        let hint = hint.map(|name| format!("; the nearest is {name}")).unwrap_or_default();
+        return Err(Error::not_found(format!("no capture of table {table} in {}{hint}", path.display())));
+    };
+    remove_table(&tx, name)?;
+    tx.commit().map_err(fail)?;
+    Ok(name.clone())
+}
+
 /// Verifies that a captured table is as the position has it and that its triggers are ours, unchanged.
 pub(super) fn verify_table(
     conn: &Connection,
@@ -133,22 +156,28 @@ pub(super) fn verify_table(
     let stop = |reason| Fault::from(Stop { file: file.to_owned(), table: Some(name.clone()), reason });
     let Some(info) = inspect_one(conn, name)? else { return Err(stop(Reason::TableDropped)) };
     if info.schema != *captured {
-        return Err(stop(Reason::ColumnsChanged(difference(captured, &info.schema))));
+        return Err(stop(Reason::ColumnsChanged(captured.changes_to(&info.schema))));
     }
     if let Some(refusal) = info.refusals.first() {
         return Err(stop(Reason::Refused(refusal.message.clone())));
     }
     let fail = |e| sqlite_error(format!("verify the capture of table {name}"), e);
     let mut statement = conn
-        .prepare_cached("SELECT sql FROM sqlite_schema WHERE type = ?1 AND name = ?2 AND (?1 <> 'trigger' OR tbl_name = ?3 COLLATE NOCASE)")
+        .prepare_cached(
+            "SELECT name, sql FROM sqlite_schema WHERE type = ?1 AND CASE type WHEN 'trigger' \
+             THEN substr(name, 1, length(?3)) = ?3 AND tbl_name = ?4 COLLATE NOCASE ELSE name = ?2 END",
+        )
         .map_err(fail)?;
     let mut missing = false;
     let mut changed = false;
     for object in objects(&info, variant) {
-        let mut rows = statement.query(params![object.kind, object.name, name]).map_err(fail)?;
+        let mut rows = statement.query(params![object.kind, object.name, object.stem, name]).map_err(fail)?;
         match rows.next().map_err(fail)? {
             None => missing |= object.kind != "index",
-            Some(row) => changed |= row.get::<_, String>(0).map_err(fail)? != object.sql,
+            Some(row) => {
+                let (found, sql): (String, String) = (row.get(0).map_err(fail)?, row.get(1).map_err(fail)?);
+                changed |= sql != object.sql_as(&found);
+            }
         }
         changed |= missing;
     }
@@ -186,14 +215,36 @@ pub(super) fn has_newer_trigger(conn: &Connection, table: &str) -> Result<bool> 
     .map_err(|e| sqlite_error("look at the application's triggers", e))
 }
 
+/// Whether another version of this program named our triggers: the cure in their names is not this version's.
+pub(super) fn has_older_names(conn: &Connection, table: &str) -> Result<bool> {
+    conn.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE \
+         AND substr(name, 1, 4) = '_tm_' AND instr(name, ?2) = 0)",
+    )
+    .and_then(|mut statement| statement.query_row([table, CURE], |row| row.get(0)))
+    .map_err(|e| sqlite_error("look at the names of the triggers", e))
+}
+
 /// Makes our triggers anew, so that they are the newest and fire first. The journal and the states stay.
 pub(super) fn renew_triggers(conn: &Connection, info: &TableInfo, variant: Variant) -> Result<()> {
-    let fail = |e| sqlite_error(format!("renew the triggers of table {}", info.schema.name), e);
+    let name = &info.schema.name;
+    let fail = |e| sqlite_error(format!("renew the triggers of table {name}"), e);
+    for trigger in triggers_of(conn, name)? {
+        conn.execute_batch(&format!("DROP TRIGGER {}", identifier(&trigger))).map_err(fail)?;
+    }
     for object in objects(info, variant).iter().filter(|object| object.kind == "trigger") {
-        conn.execute_batch(&format!("DROP TRIGGER {}", identifier(&object.name))).map_err(fail)?;
         conn.execute_batch(&object.sql).map_err(fail)?;
     }
     Ok(())
+}
+
+/// The names of our triggers on a table.
+fn triggers_of(conn: &Connection, table: &str) -> Result<Vec<String>> {
+    let sql = "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE AND substr(name, 1, 4) = '_tm_'";
+    let fail = |e| sqlite_error(format!("list the triggers of table {table}"), e);
+    let mut statement = conn.prepare_cached(sql).map_err(fail)?;
+    let names = statement.query_map([table], |row| row.get(0)).map_err(fail)?;
+    names.collect::<rusqlite::Result<_>>().map_err(fail)
 }
 
 /// Whether an AFTER trigger's text holds RAISE(IGNORE) or RAISE(FAIL).
@@ -201,19 +252,6 @@ pub(super) fn ends_triggers(sql: &str) -> bool {
     let text: String = sql.to_ascii_lowercase().split_whitespace().collect();
     let head = text.split("begin").next().unwrap_or_default();
     !head.contains("before") && (text.contains("raise(ignore") || text.contains("raise(fail"))
-}
-
-fn difference(old: &TableSchema, new: &TableSchema) -> String {
-    let names = |a: &TableSchema, b: &TableSchema| -> Vec<String> {
-        a.columns.iter().filter(|c| !b.columns.iter().any(|d| d == *c)).map(|c| c.name.clone()).collect()
-    };
-    let (gone, added) = (names(old, new), names(new, old));
-    match (gone.is_empty(), added.is_empty()) {
-        (true, true) => "their order is another".into(),
-        (true, false) => format!("new: {}", added.join(", ")),
-        (false, true) => format!("gone: {}", gone.join(", ")),
-        (false, false) => format!("were: {}; are: {}", gone.join(", "), added.join(", ")),
-    }
 }
 
 /// The names of tables for which a journal is installed.

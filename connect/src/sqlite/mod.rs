@@ -33,7 +33,7 @@ pub mod value;
 pub use capture::{Capture, Read};
 pub use catalog::{list_tables, match_tables, open_source};
 pub use compare::{TableDiff, compare_tables};
-pub use install::uninstall;
+pub use install::{release, uninstall};
 pub use position::Position;
 pub use preflight::{Finding, Level, preflight};
 pub use prune::Pruned;

@@ -45,6 +45,7 @@
 
 use super::catalog::{TableInfo, Unique};
 use super::value::identifier;
+use crate::command::shell_word;
 
 /// The counter table's name.
 pub const COUNTER: &str = "_tm_seq";
@@ -72,7 +73,19 @@ pub(super) struct Object {
     pub(super) kind: &'static str,
     pub(super) name: String,
     pub(super) sql: String,
+    /// How a trigger's name begins. What follows is for people, and another version wrote another text.
+    pub(super) stem: String,
 }
+
+impl Object {
+    /// Its SQL under another name.
+    pub(super) fn sql_as(&self, name: &str) -> String {
+        self.sql.replacen(&identifier(&self.name), &identifier(name), 1)
+    }
+}
+
+/// What the name of each present trigger holds; those that another version named have another text.
+pub(super) const CURE: &str = "tidemill sync release FILE ";
 
 /// Name of the journal of `table`.
 pub(super) fn journal_name(table: &str) -> String {
@@ -209,6 +222,7 @@ impl Sql<'_> {
                 self.numbered("b"),
                 self.numbered("a")
             ),
+            stem: String::new(),
         }];
         let key = join(&self.info.key, ", ", |(i, collation)| format!("c{i} COLLATE {collation}"));
         let columns = if let (true, Some((alias, _))) = (self.info.rowid_alias, self.info.key.first()) {
@@ -222,6 +236,7 @@ impl Sql<'_> {
             kind: "table",
             name: states_name(name),
             sql: format!("CREATE TABLE {states}(live, {columns})"),
+            stem: String::new(),
         });
         for (number, unique) in self.info.uniques.iter().enumerate() {
             let index = format!("{}_{number}", states_name(name));
@@ -230,11 +245,12 @@ impl Sql<'_> {
                 kind: "index",
                 sql: format!("CREATE INDEX {} ON {states}({columns})", identifier(&index)),
                 name: index,
+                stem: String::new(),
             });
         }
         if self.info.rowid_alias {
             let sql = format!("CREATE TABLE {}(id)", self.top());
-            all.push(Object { kind: "table", name: top_name(name), sql });
+            all.push(Object { kind: "table", name: top_name(name), sql, stem: String::new() });
         }
         all
     }
@@ -277,12 +293,12 @@ impl Sql<'_> {
     /// The name carries the cure: SQLite prints it when it refuses ALTER TABLE DROP COLUMN because of the trigger.
     fn trigger(&self, short: &str, when: &str, body: &[String]) -> Object {
         let table = &self.info.schema.name;
-        let name = format!(
-            "_tm_{short}_{table} (to alter this table: drop the triggers _tm_.._{table}, alter, then tidemill sync run FILE --recopy {table})"
-        );
+        let (stem, word) = (format!("_tm_{short}_{table} ("), shell_word(table));
+        let name =
+            format!("{stem}to alter this table: {CURE}{word}; alter it; tidemill sync run FILE --recopy {word})");
         let sql =
             format!("CREATE TRIGGER {} {when} ON {} BEGIN {}; END", identifier(&name), self.table(), body.join("; "));
-        Object { kind: "trigger", name, sql }
+        Object { kind: "trigger", name, sql, stem }
     }
 
     /// Rows at the end were deleted: SQLite will choose rowids below the top again.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tidemill_connect::change::Op;
-use tidemill_connect::sqlite::{Capture, Fault, Position, Reason, Stop};
+use tidemill_connect::sqlite::{self, Capture, Fault, Position, Reason, Stop};
 use tidemill_connect::{Error, ErrorKind};
 
 use crate::support::{Folder, Python, tables_of};
@@ -206,10 +206,79 @@ fn a_rebuilt_table_is_noticed() {
     );
 }
 
+/// What our triggers' names say.
+fn cure(table: &str) -> String {
+    format!(
+        "(to alter this table: tidemill sync release FILE {table}; alter it; tidemill sync run FILE --recopy {table})"
+    )
+}
+
+#[test]
+fn triggers_that_an_older_version_named_are_renewed() {
+    let mut bench = Bench::new();
+    let position = bench.captured();
+    let triggers = "select name, sql from sqlite_schema where type = 'trigger' and name like '\\_tm\\_%' escape '\\' order by name";
+    let new = bench.python.sql(&bench.path, &[triggers]);
+    assert_eq!(new.len(), 12);
+    // The names that the first version gave.
+    for row in &new {
+        let (name, sql) = (row[0].as_str().unwrap(), row[1].as_str().unwrap());
+        let stem = name.split(" (").next().unwrap();
+        let table = stem.rsplit('_').next().unwrap();
+        let old = format!(
+            "{stem} (to alter this table: drop the triggers _tm_.._{table}, alter, then tidemill sync run FILE --recopy {table})"
+        );
+        bench.sql(&[&format!("drop trigger \"{name}\""), &sql.replacen(name, &old, 1)]);
+    }
+    bench.sql(&["insert into t(v) values ('seen by the old names')"]);
+    let mut capture = bench.open(Some(position)).unwrap();
+    let renewed = bench.python.sql(&bench.path, &[triggers]);
+    assert_eq!(renewed, new);
+    assert!(renewed.iter().any(|row| row[0].as_str().unwrap().ends_with(&cure("t"))), "{renewed:?}");
+    bench.sql(&["insert into t(v) values ('seen by the new ones')"]);
+    assert_eq!(capture.read(BUDGET, 100).unwrap().changes.len(), 2);
+    // An old name does not hide that the trigger was tampered with.
+    let position = capture.position().clone();
+    drop(capture);
+    let name = format!("_tm_ad_t {}", cure("t"));
+    let hollow = "create trigger \"_tm_ad_t (to alter this table: older)\" after delete on t begin select 1; end";
+    bench.sql(&[&format!("drop trigger \"{name}\""), hollow]);
+    assert_eq!(stop(bench.open(Some(position))).reason, Reason::IndexesChanged);
+}
+
+#[test]
+fn a_released_table_can_be_altered_and_is_copied_anew() {
+    let mut bench = Bench::new();
+    let position = bench.captured();
+    let error = sqlite::release(&bench.path, "tt").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains("the nearest is t"), "{error}");
+    assert_eq!(sqlite::release(&bench.path, "T").unwrap(), "t");
+    bench.sql(&["alter table t drop column u", "insert into o values (2)"]);
+    check_table_stop(stop(bench.open(Some(position.clone()))), "t");
+    let tables = tables_of(&bench.path);
+    let mut capture = Capture::open(&bench.path, tables, Some(position), &["t".into()]).unwrap();
+    let read = capture.read(BUDGET, 1000).unwrap();
+    assert_eq!(read.changes.iter().filter(|change| change.op == Op::Read).count(), 3);
+    assert_eq!(
+        read.changes.iter().filter(|change| change.op == Op::Create).count(),
+        1,
+        "the other table's capture went on"
+    );
+    // The last captured table: what names the file stays, so that a recopy finds it.
+    let position = capture.position().clone();
+    capture.confirm(&position).unwrap();
+    drop(capture);
+    for table in ["t", "o"] {
+        sqlite::release(&bench.path, table).unwrap();
+    }
+    let recopy = ["t".into(), "o".into()];
+    Capture::open(&bench.path, tables_of(&bench.path), Some(position), &recopy).unwrap();
+}
+
 #[test]
 fn a_dropped_trigger_is_noticed() {
-    let name =
-        "_tm_au_t (to alter this table: drop the triggers _tm_.._t, alter, then tidemill sync run FILE --recopy t)";
+    let name = format!("_tm_au_t {}", cure("t"));
     changed_table(&[&format!("drop trigger \"{name}\"")], |r| *r == Reason::TriggersGone);
 }
 
