@@ -70,11 +70,11 @@ pub trait Sink: Send {
     /// The next offset to apply, by topic, as the target has them.
     async fn positions(&mut self) -> Result<BTreeMap<String, i64>>;
 
-    /// Whether the topic may be applied to its table.
+    /// Whether these topics may be applied to their tables.
     ///
     /// # Errors
-    /// `Conflict` where the table holds what this sync did not write.
-    async fn check(&mut self, topic: &str, schema: &TableSchema) -> Result<()>;
+    /// `Conflict` names all tables that hold what this log did not write.
+    async fn check(&mut self, tables: &[(String, TableSchema)]) -> Result<()>;
 
     /// Applies changes and stores the next offsets in one transaction of the target; durable when it returns.
     ///

@@ -4,9 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
+/// Address of the HTTP API unless another is asked for.
+pub const HTTP_DEFAULT: &str = "127.0.0.1:7600";
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 ok, 1 error, or the sides differ, 2 usage, 3 not found, 4 conflict: a person must decide,
+69 not reachable now, 77 denied, 78 fault in a sync file, 130 interrupted twice";
+
 /// One durable log; databases kept in step through it, and SQL over it.
 #[derive(Debug, Parser)]
-#[command(name = "tidemill", version, disable_help_subcommand = true)]
+#[command(name = "tidemill", version, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -15,7 +22,7 @@ pub struct Cli {
 /// Which log a command works on.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
-    /// Folder of the log; made where it does not exist. If another process owns it, that one is asked.
+    /// Folder of the log; what writes makes one. If another process owns it, that one is asked.
     #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = "tidemill-data", global = true)]
     pub data_dir: PathBuf,
     /// Ask a server instead, for example http://127.0.0.1:7600
@@ -66,6 +73,9 @@ pub enum Sync {
         /// Copy this table anew, with its present columns
         #[arg(long, value_name = "TABLE")]
         recopy: Vec<String>,
+        /// Drop the sync's tables in the target, whoever filled them, and copy them anew
+        #[arg(long)]
+        replace: bool,
         #[command(flatten)]
         log: Owned,
     },
@@ -73,14 +83,24 @@ pub enum Sync {
     Check {
         /// The sync file
         file: PathBuf,
+        /// Folder of the sync's log: tells which columns changed since they were copied
+        #[arg(long)]
+        data_dir: Option<PathBuf>,
     },
     /// Compare source and target row by row
     Verify {
         /// The sync file
         file: PathBuf,
-        /// How long rows that differ may take to arrive, in seconds
-        #[arg(long, default_value_t = 10.0)]
-        wait: f64,
+        /// How long rows that differ may take to arrive, in seconds; without it 10, or less if the target stays as it is
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<f64>,
+    },
+    /// Remove the triggers from one table of the source, so that it can be altered; then run with --recopy TABLE
+    Release {
+        /// The sync file
+        file: PathBuf,
+        /// The table, as the source names it
+        table: String,
     },
     /// Remove what the syncs of a file made in the source and in the log; target tables stay
     Rm {
@@ -194,11 +214,18 @@ pub struct Consume {
 
 #[derive(Debug, Args)]
 pub struct Start {
-    /// Address of the HTTP API; the default port is left out, and named, where it is taken
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Address of the HTTP API [default: 127.0.0.1:7600; left out, and named, where it is taken]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     pub listen: Option<String>,
     #[command(flatten)]
     pub log: Owned,
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err(format!("not HOST:PORT; {HTTP_DEFAULT} is one")),
+    }
 }
 
 #[derive(Debug, Args)]

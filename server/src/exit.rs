@@ -1,4 +1,4 @@
-//! Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict, 69 unreachable, 77 denied, 78 config.
+//! Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict, 69 unreachable, 77 denied, 78 config, 130 interrupted twice.
 
 use std::process::ExitCode;
 
@@ -22,7 +22,8 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
-fn code(error: &anyhow::Error) -> u8 {
+/// The exit code of an error.
+pub fn code(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<ConfigFault>().is_some() {
         return 78;
     }
@@ -32,6 +33,27 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(ErrorKind::Conflict) => 4,
         Some(ErrorKind::Unavailable | ErrorKind::Closed) => 69,
         Some(ErrorKind::Denied) => 77,
-        _ => 1,
+        Some(_) => 1,
+        None => {
+            let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+            if causes.any(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied) { 77 } else { 1 }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn what_may_not_be_done_is_77_wherever_it_is_met() {
+        let denied = || std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        assert_eq!(code(&Error::from(denied()).context("make log").into()), 77);
+        assert_eq!(code(&Err::<(), _>(denied()).context("make log").unwrap_err()), 77);
+        assert_eq!(code(&std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()), 1);
+        assert_eq!(code(&Error::not_found("x").into()), 3);
+        assert_eq!(code(&ConfigFault(Error::not_found("x")).into()), 78);
     }
 }

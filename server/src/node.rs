@@ -31,6 +31,19 @@ pub struct Node {
     _lock: OsLock,
 }
 
+/// Whether there is a log in a folder, or one that its owner is about to make.
+pub fn has_log(data_dir: &Path) -> bool {
+    ["superblock", "LOCK"].iter().any(|file| data_dir.join(file).exists())
+}
+
+/// Refuses a folder without a log.
+pub fn require_log(data_dir: &Path) -> Result<(), Error> {
+    if has_log(data_dir) {
+        return Ok(());
+    }
+    Err(Error::not_found(format!("no log in {}; --data-dir DIR names the folder of one", data_dir.display())))
+}
+
 /// Who owns a data directory, as its lock tells.
 #[derive(Debug)]
 pub struct Owner(pub String);
@@ -41,7 +54,8 @@ impl Node {
     /// # Errors
     /// The inner error is the present owner, if there is one.
     pub async fn open(data_dir: &Path, command: &str) -> anyhow::Result<Result<Self, Owner>> {
-        std::fs::create_dir_all(data_dir).with_context(|| format!("make {}", data_dir.display()))?;
+        std::fs::create_dir_all(data_dir)
+            .map_err(|e| Error::from(e).context(format!("make {}", data_dir.display())))?;
         let holder = format!("pid {}, {command}, socket api.sock", std::process::id());
         let lock = match OsLock::take(&data_dir.join("LOCK"), &holder) {
             Ok(lock) => lock,

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use rusqlite::{Connection, params_from_iter};
 
-use super::catalog::open_source;
-use super::value::{Bound, compare_keys, identifier, read_row, same_row, sqlite_error};
+use super::catalog::{inspect_one, open_source};
+use super::value::{Bound, compare_keys, identifier, literal, read_row, same_row, sqlite_error};
 use crate::Result;
-use crate::change::{Row, TableSchema};
+use crate::change::{Row, TableSchema, Value};
 
 /// The most keys that a [`TableDiff`] lists of each kind.
 pub const MAX_KEYS: usize = 100;
@@ -35,12 +35,17 @@ pub struct TableDiff {
 impl TableDiff {
     /// Whether both sides are the same.
     pub fn is_equal(&self) -> bool {
-        self.missing_rows + self.extra_rows + self.differing_rows == 0
+        self.total() == 0
     }
 
-    /// All listed keys, for [`recheck`].
-    pub fn keys(&self) -> Vec<Row> {
-        [&self.missing, &self.extra, &self.differing].into_iter().flatten().cloned().collect()
+    /// How many rows are missing, extra or different.
+    pub fn total(&self) -> u64 {
+        self.missing_rows + self.extra_rows + self.differing_rows
+    }
+
+    /// Whether the keys of all of them are listed, so that [`recheck`] can tell what became of them.
+    pub fn is_listed(&self) -> bool {
+        self.total() == (self.missing.len() + self.extra.len() + self.differing.len()) as u64
     }
 
     fn note(&mut self, what: What, key: Row) {
@@ -105,22 +110,45 @@ pub fn compare_tables(source: &Path, target: &Path, schema: &TableSchema) -> Res
     }
 }
 
-/// Of the given keys, those whose rows still differ. Use it after the target had time to catch up.
-pub fn recheck(source: &Path, target: &Path, schema: &TableSchema, keys: &[Row]) -> Result<Vec<Row>> {
+/// Of the listed keys, those whose rows still differ, and how. Use it after the target had time to catch up.
+pub fn recheck(source: &Path, target: &Path, schema: &TableSchema, diff: &TableDiff) -> Result<TableDiff> {
     let (source, target) = (open_source(source)?, open_source(target)?);
-    let mut still = Vec::new();
-    for key in keys {
-        let (a, b) = (find(&source, schema, key)?, find(&target, schema, key)?);
-        let same = match (&a, &b) {
-            (Some(a), Some(b)) => same_row(a, b),
-            (None, None) => true,
-            _ => false,
-        };
-        if !same {
-            still.push(key.clone());
+    let mut still = TableDiff { rows: diff.rows, ..TableDiff::default() };
+    for key in [&diff.missing, &diff.extra, &diff.differing].into_iter().flatten() {
+        match (find(&source, schema, key)?, find(&target, schema, key)?) {
+            (Some(a), Some(b)) if !same_row(&a, &b) => still.note(What::Differing, key.clone()),
+            (Some(_), None) => still.note(What::Missing, key.clone()),
+            (None, Some(_)) => still.note(What::Extra, key.clone()),
+            _ => {}
         }
     }
     Ok(still)
+}
+
+/// The names of columns that only one side has: the source's, then the target's. `None` without a table in the target.
+pub fn column_names(source: &TableSchema, target: &Path) -> Result<Option<[Vec<String>; 2]>> {
+    let Some(found) = inspect_one(&open_source(target)?, &source.name)? else { return Ok(None) };
+    let only = |a: &TableSchema, b: &TableSchema| -> Vec<String> {
+        let other = |name: &str| b.columns.iter().any(|column| column.name.eq_ignore_ascii_case(name));
+        a.columns.iter().map(|column| column.name.clone()).filter(|name| !other(name)).collect()
+    };
+    Ok(Some([only(source, &found.schema), only(&found.schema, source)]))
+}
+
+/// A key for people: `TrackId=7000`, values as SQL writes them.
+pub fn key_text(schema: &TableSchema, key: &Row) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let value = |value: &Value| match value {
+        Value::Null => "NULL".to_owned(),
+        Value::Integer(i) => i.to_string(),
+        Value::Real(r) => format!("{r:?}"),
+        Value::Text(text) => literal(text),
+        Value::InvalidText(bytes) => format!("CAST(x'{}' AS TEXT)", hex(bytes)),
+        Value::Blob(bytes) => format!("x'{}'", hex(bytes)),
+    };
+    let columns = schema.key_columns().into_iter().map(|column| &schema.columns[column].name);
+    let parts: Vec<_> = columns.zip(key).map(|(name, part)| format!("{name}={}", value(part))).collect();
+    parts.join(", ")
 }
 
 fn find(conn: &Connection, schema: &TableSchema, key: &Row) -> Result<Option<Row>> {

@@ -15,6 +15,8 @@ use crate::{Error, ErrorKind, Result};
 pub type TopicChanges<'a> = (&'a str, &'a TableSchema, u64, Vec<Change>);
 
 const POSITIONS: &str = "_tidemill_sync";
+/// The command that gives up what a target holds.
+const REPLACE: &str = "tidemill sync run FILE --replace";
 
 /// One sync's target file.
 ///
@@ -38,6 +40,12 @@ impl SqliteSink {
     ///
     /// `Conflict` if this sync's positions in the file belong to another log; `Unavailable` if it stays locked for 5 s.
     pub fn open(path: &Path, sync_name: &str, log_id: &str) -> Result<Self> {
+        let sink = Self::open_any(path, sync_name, log_id)?;
+        sink.check_owner()?;
+        Ok(sink)
+    }
+
+    fn open_any(path: &Path, sync_name: &str, log_id: &str) -> Result<Self> {
         let fail = |e| sqlite_error(format!("open target {}", path.display()), e);
         let fresh = !path.exists();
         let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
@@ -47,9 +55,7 @@ impl SqliteSink {
         conn.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
         // A target's own foreign keys would refuse rows that arrive topic by topic.
         conn.pragma_update(None, "foreign_keys", false).map_err(fail)?;
-        let sink = Self { conn, path: path.to_owned(), sync: sync_name.to_owned(), log_id: log_id.to_owned() };
-        sink.check_owner()?;
-        Ok(sink)
+        Ok(Self { conn, path: path.to_owned(), sync: sync_name.to_owned(), log_id: log_id.to_owned() })
     }
 
     fn has_positions(&self) -> Result<bool> {
@@ -73,11 +79,10 @@ impl SqliteSink {
             None => Ok(()),
             Some(other) => Err(Error::conflict(format!(
                 "target {} was filled by sync {} from another log ({other}, this is {}): use the old data directory, or name a new \
-                 target file, or give it up with: DELETE FROM {POSITIONS} WHERE sync = {} and empty its tables",
+                 target file, or drop the sync's tables there and copy them anew: {REPLACE}",
                 self.path.display(),
                 self.sync,
-                self.log_id,
-                super::value::literal(&self.sync)
+                self.log_id
             ))),
         }
     }
@@ -96,31 +101,91 @@ impl SqliteSink {
         rows.collect::<rusqlite::Result<_>>().map_err(fail)
     }
 
-    /// Whether the topic may be applied to its table. Call it before the first `apply` of a topic.
+    /// Whether topics may be applied to their tables. Call it before the first `apply` of a topic.
     ///
     /// # Errors
     ///
-    /// `Conflict` if the table holds rows that this sync did not write, or is empty but of another shape.
-    pub fn check_target(&self, topic: &str, schema: &TableSchema) -> Result<()> {
-        if stored_schema(&self.conn, &self.sync, topic, self.has_positions()?)?.is_some() {
+    /// `Conflict` names all tables that hold rows which this log did not write, or are empty but of another shape.
+    pub fn check_targets(&self, tables: &[(String, TableSchema)]) -> Result<()> {
+        let known = self.has_positions()?;
+        let (mut filled, mut unfit) = (Vec::new(), Vec::new());
+        for (topic, schema) in tables {
+            if stored_schema(&self.conn, &self.sync, topic, known)?.is_some() {
+                continue;
+            }
+            match state(&self.conn, &schema.name)? {
+                Existing::No => {}
+                Existing::WithRows => filled.push(schema.name.as_str()),
+                Existing::Empty if self.fits(schema)? => {}
+                Existing::Empty => unfit.push(schema.name.as_str()),
+            }
+        }
+        if filled.is_empty() && unfit.is_empty() {
             return Ok(());
         }
-        let name = &schema.name;
-        match state(&self.conn, name)? {
-            Existing::No => Ok(()),
-            Existing::WithRows => Err(Error::conflict(format!(
-                "target table {name} in {} exists and holds rows that sync {} did not write: name another target file, leave the \
-                 table out, or empty it: DROP TABLE {}",
-                self.path.display(),
-                self.sync,
-                identifier(name)
-            ))),
-            Existing::Empty => self.check_shape(schema),
+        let path = self.path.display();
+        let mut faults = Vec::new();
+        match filled[..] {
+            [] => {}
+            [one] => {
+                faults.push(format!("target table {one} in {path} exists and holds rows that this log did not write"))
+            }
+            _ => faults.push(format!(
+                "target tables {} in {path} exist and hold rows that this log did not write",
+                filled.join(", ")
+            )),
         }
+        match unfit[..] {
+            [] => {}
+            [one] => faults.push(format!(
+                "target table {one} in {path} is empty but has other columns, types or another key than the source"
+            )),
+            _ => faults.push(format!(
+                "target tables {} in {path} are empty but have other columns, types or another key than the source",
+                unfit.join(", ")
+            )),
+        }
+        let them = if filled.len() + unfit.len() == 1 { "it" } else { "them" };
+        Err(Error::conflict(format!(
+            "{}; name another target file, leave {them} out, or drop {them} and copy {them} anew: {REPLACE}",
+            faults.join("; ")
+        )))
+    }
+
+    /// Drops the tables that a sync would write, whoever wrote them, and forgets what the file knows of the sync: it then
+    /// is filled anew. Tells which tables were dropped.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` where another sync of the same log writes one of the tables, or a view has its name. Nothing is dropped
+    /// then.
+    pub fn replace(path: &Path, sync: &str, log_id: &str, tables: &[(String, TableSchema)]) -> Result<Vec<String>> {
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let mut sink = Self::open_any(path, sync, log_id)?;
+        let known = sink.has_positions()?;
+        let fail = |e| sqlite_error(format!("replace tables of target {}", path.display()), e);
+        let tx = sink.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
+        let mut dropped = Vec::new();
+        for (topic, schema) in tables {
+            if known {
+                give_up_rows_of_others(&tx, sync, log_id, topic, schema)?;
+            }
+            if state(&tx, &schema.name)? != Existing::No {
+                tx.execute_batch(&format!("DROP TABLE {}", identifier(&schema.name))).map_err(fail)?;
+                dropped.push(schema.name.clone());
+            }
+        }
+        if known {
+            tx.execute(&format!("DELETE FROM {POSITIONS} WHERE sync = ?1"), [sync]).map_err(fail)?;
+        }
+        tx.commit().map_err(fail)?;
+        Ok(dropped)
     }
 
     /// An empty table that somebody made beforehand is used if it has the same columns and key.
-    fn check_shape(&self, schema: &TableSchema) -> Result<()> {
+    fn fits(&self, schema: &TableSchema) -> Result<bool> {
         let shape = |schema: &TableSchema| -> Vec<(String, String, Option<u32>)> {
             let lower = |text: &str| text.to_ascii_lowercase();
             let mut all: Vec<_> =
@@ -128,14 +193,7 @@ impl SqliteSink {
             all.sort();
             all
         };
-        match inspect_one(&self.conn, &schema.name)? {
-            Some(found) if shape(&found.schema) == shape(schema) => Ok(()),
-            _ => Err(Error::conflict(format!(
-                "target table {} in {} is empty but has other columns, types or another key than the source: drop it, and the sync makes it",
-                schema.name,
-                self.path.display()
-            ))),
-        }
+        Ok(inspect_one(&self.conn, &schema.name)?.is_some_and(|found| shape(&found.schema) == shape(schema)))
     }
 
     /// Applies changes and stores the next offsets in one transaction.
@@ -146,7 +204,7 @@ impl SqliteSink {
     /// # Errors
     ///
     /// Nothing is half applied. `Unavailable` if the target stays locked for 5 s or its disk is full; `Conflict` as
-    /// [`SqliteSink::check_target`], or if the target's own constraints refuse a row.
+    /// [`SqliteSink::check_targets`], or if the target's own constraints refuse a row.
     pub fn apply(&mut self, changes: &[TopicChanges<'_>], next_offsets: &[(&str, i64)]) -> Result<()> {
         let fail = |e| sqlite_error(format!("apply to target {}", self.path.display()), e);
         let tx = rusqlite::Transaction::new_unchecked(&self.conn, TransactionBehavior::Immediate).map_err(fail)?;
@@ -183,7 +241,7 @@ impl SqliteSink {
         }
         let ours = matches!(stored, Some(Some(_)));
         if !ours {
-            self.check_target(topic, schema)?;
+            self.check_targets(&[(topic.to_owned(), schema.clone())])?;
         }
         if ours {
             tx.execute_batch(&format!("DROP TABLE IF EXISTS {}", identifier(&schema.name))).map_err(fail)?;
@@ -215,6 +273,24 @@ impl SqliteSink {
         }
         tx.commit().map_err(fail)
     }
+}
+
+/// Forgets that syncs of other logs wrote a table that is about to go; refuses where one of this log does.
+fn give_up_rows_of_others(tx: &Connection, sync: &str, log_id: &str, topic: &str, schema: &TableSchema) -> Result<()> {
+    let fail = |e| sqlite_error("read the target's positions", e);
+    let name = &schema.name;
+    let suffix = topic.strip_prefix(sync).unwrap_or(topic);
+    let others = format!("FROM {POSITIONS} WHERE sync <> ?1 AND topic = sync || ?2");
+    let own: Option<String> = tx
+        .query_row(&format!("SELECT sync {others} AND log_id = ?3 LIMIT 1"), [sync, suffix, log_id], |row| row.get(0))
+        .optional()
+        .map_err(fail)?;
+    if let Some(other) = own {
+        return Err(Error::conflict(format!(
+            "target table {name} is written by sync {other} of this log: remove that one first"
+        )));
+    }
+    tx.execute(&format!("DELETE {others}"), [sync, suffix]).map(drop).map_err(fail)
 }
 
 /// The schema id stored for a topic: none without a row, an inner none for a row without a table.

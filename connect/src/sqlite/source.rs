@@ -156,6 +156,15 @@ fn join_position(parts: &BTreeMap<String, String>) -> Result<Option<Position>> {
     serde_json::from_value(Json::Object(head)).map(Some).map_err(bad)
 }
 
+/// Names of the tables that the stored parts of a position know.
+///
+/// # Errors
+/// `Corrupt` where the parts are malformed.
+pub fn captured_tables(parts: &BTreeMap<String, String>) -> Result<Vec<String>> {
+    let position = join_position(parts)?;
+    Ok(position.into_iter().flat_map(|position| position.tables).map(|table| table.schema.name).collect())
+}
+
 #[async_trait]
 impl Source for Follower {
     fn tables(&self) -> Vec<TableSchema> {
@@ -337,6 +346,24 @@ impl Target {
         let sink = opened.await.map_err(|e| Error::internal("open a target").with_source(e))??;
         Ok(Self { sink: Some(sink) })
     }
+
+    /// As [`Target::open`], after giving up what the file holds under the names of `tables`. Tells which were dropped.
+    ///
+    /// # Errors
+    /// As [`SqliteSink::replace`].
+    pub async fn replace(
+        path: PathBuf,
+        sync: String,
+        log_id: String,
+        tables: Vec<(String, TableSchema)>,
+    ) -> Result<(Self, Vec<String>)> {
+        let opened = spawn_blocking(move || -> Result<_> {
+            let dropped = SqliteSink::replace(&path, &sync, &log_id, &tables)?;
+            Ok((SqliteSink::open(&path, &sync, &log_id)?, dropped))
+        });
+        let (sink, dropped) = opened.await.map_err(|e| Error::internal("replace a target").with_source(e))??;
+        Ok((Self { sink: Some(sink) }, dropped))
+    }
 }
 
 #[async_trait]
@@ -345,9 +372,9 @@ impl Sink for Target {
         blocking(&mut self.sink, |sink| sink.positions()).await
     }
 
-    async fn check(&mut self, topic: &str, schema: &TableSchema) -> Result<()> {
-        let (topic, schema) = (topic.to_owned(), schema.clone());
-        blocking(&mut self.sink, move |sink| sink.check_target(&topic, &schema)).await
+    async fn check(&mut self, tables: &[(String, TableSchema)]) -> Result<()> {
+        let tables = tables.to_vec();
+        blocking(&mut self.sink, move |sink| sink.check_targets(&tables)).await
     }
 
     async fn put(&mut self, mut changes: Vec<TopicChanges>, next_offsets: Vec<(String, i64)>) -> Result<()> {

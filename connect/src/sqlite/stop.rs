@@ -3,7 +3,10 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::Error;
+use crate::{Error, command::shell_word};
+
+/// The commands that begin a sync anew: what it made goes, then everything is copied.
+const ANEW: &str = "tidemill sync rm FILE, then tidemill sync run FILE --replace";
 
 /// A reason to stop, with the table it concerns, if it concerns one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,27 +73,28 @@ impl fmt::Display for Stop {
                 Reason::Refused(why) => write!(f, "table {table} in {file} can no longer be captured: {why}")?,
                 other => write!(f, "table {table} in {file}: {other:?}")?,
             }
-            return write!(f, "; to copy the table anew: tidemill sync run FILE --recopy {table}");
+            return write!(f, "; to copy the table anew: tidemill sync run FILE --recopy {}", shell_word(table));
         }
         match &self.reason {
-            Reason::Swapped => write!(
-                f,
-                "{file} is not the file that was captured: put the right file back, or remove the sync and start it anew"
-            ),
+            Reason::Swapped => {
+                write!(f, "{file} is not the file that was captured: put the right file back, or begin anew: {ANEW}")
+            }
             Reason::Replaced => {
                 write!(f, "{file} was replaced by another file while it was followed: start again to have it examined")
             }
             Reason::WentBack => write!(
                 f,
                 "{file} went backwards: it was restored from a backup, or another worker follows it; what was captured since is \
-                 not in it: remove the sync and start it anew"
+                 not in it; to begin anew: {ANEW}"
             ),
-            Reason::ObjectsGone => {
-                write!(f, "the capture tables in {file} are gone: remove the sync and start it anew")
-            }
+            Reason::ObjectsGone => write!(
+                f,
+                "the capture tables in {file} are gone, or it is another file: put the right file back, or begin anew: {ANEW}"
+            ),
             Reason::Leftover => write!(
                 f,
-                "{file} already carries a capture, of another sync or of one whose position is lost: remove that one first"
+                "{file} already carries a capture, of another sync or of one whose position is lost; if nothing follows it any \
+                 more: tidemill sync rm FILE --force, then tidemill sync run FILE --replace"
             ),
             other => write!(f, "{file}: {other:?}"),
         }

@@ -164,7 +164,7 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
 }
 
 /// An SQLite failure as an [`Error`] whose kind says what the caller must do.
-pub(super) fn sqlite_error(doing: impl Into<String>, error: rusqlite::Error) -> Error {
+pub(crate) fn sqlite_error(doing: impl Into<String>, error: rusqlite::Error) -> Error {
     let kind = match error.sqlite_error_code() {
         Some(
             ErrorCode::DatabaseBusy

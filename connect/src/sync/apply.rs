@@ -61,7 +61,8 @@ impl Apply {
             if route.next_offset > bounds.durable_offset {
                 return Err(Error::conflict(format!(
                     "the target has topic {} up to offset {}, the log ends at {}: the data directory is older than the target; \
-                     restore the newer one, or name a new target",
+                     restore the newer one, or name a new target, or drop its tables and copy them anew: \
+                     tidemill sync run FILE --replace",
                     route.schema.topic, route.next_offset, bounds.durable_offset
                 )));
             }

@@ -138,6 +138,7 @@ impl Feed {
                 self.observer.copied(table, 1);
             }
             if admitted {
+                self.observer.written(1);
                 schema.encode(&change, now, &mut records);
                 wrote = true;
             }
@@ -166,6 +167,7 @@ impl Feed {
         let gone = reconciler.finish(&*self.session, &self.schemas, schema).await?;
         let now = self.clock.now();
         let mut records = Vec::new();
+        self.observer.written(gone.len() as u64);
         for row in gone {
             match &row.change {
                 Some(change) => schema.encode(change, now, &mut records),

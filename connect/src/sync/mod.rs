@@ -5,13 +5,14 @@
 //! | [`file`] | reads the file, names what is wrong with it |
 //! | [`run`] | runs a sync: source into topics, topics into target |
 //! | `reconcile` | keeps a copy that is made again from writing what the log already has |
-//! | [`check`], [`verify`], [`remove`] | the other things one does with a sync |
+//! | [`check`], [`verify`], [`release`], [`remove`] | the other things one does with a sync |
 
 mod apply;
 pub mod check;
 mod feed;
 pub mod file;
 mod reconcile;
+pub mod release;
 pub mod remove;
 pub mod run;
 pub mod verify;

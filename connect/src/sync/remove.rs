@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, Result,
+    command::with_file,
     converter::TopicSchema,
     sqlite::{self, SqliteSink},
 };
@@ -33,8 +34,10 @@ pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec, force: bool) -> 
     let foreign = !known && from.exists() && carries_capture(from)?;
     if foreign && !force {
         return Err(Error::conflict(format!(
-            "source {} carries a capture that this log knows nothing of: name the right data directory, or, if that one is lost, add --force",
-            from.display()
+            "source {} carries a capture that this log knows nothing of: name the right data directory, or, if that one is \
+             lost: {}",
+            from.display(),
+            with_file("tidemill sync rm FILE --force", &spec.file)
         )));
     }
     let captured = known || foreign;
@@ -71,6 +74,22 @@ pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec, force: bool) -> 
         }
     }
     Ok(done)
+}
+
+/// Removes the capture of a sync whose log is lost from its source; tells what was done, a line each. The target keeps
+/// what it has.
+///
+/// # Errors
+/// `Unavailable` where the source is locked.
+pub async fn remove_capture(spec: &SyncSpec) -> Result<Vec<String>> {
+    let Endpoint::Sqlite(from) = &spec.from;
+    if !from.exists() || !carries_capture(from)? {
+        return Ok(vec![format!("source {} carries no capture", from.display())]);
+    }
+    let path = from.clone();
+    let removed = tokio::task::spawn_blocking(move || sqlite::uninstall(&path, None));
+    removed.await.map_err(|e| Error::internal("remove the capture").with_source(e))??;
+    Ok(vec![format!("source {}: triggers and tables of the capture removed", from.display())])
 }
 
 fn carries_capture(source: &Path) -> Result<bool> {

@@ -13,6 +13,7 @@ use std::{
 use tidemill_core::{
     clock::Clock,
     log::{Session, Table, Writer},
+    suggest::nearest,
     topic::{TopicPartition, TopicSpec},
 };
 use tokio::sync::{Notify, watch};
@@ -28,6 +29,7 @@ use super::{
 use crate::{
     Error, ErrorKind, Result,
     change::TableSchema,
+    command::with_file,
     connector::{Sink, Source},
     converter::{Kind, TopicSchema},
     sqlite::{
@@ -36,6 +38,8 @@ use crate::{
     },
 };
 
+pub use crate::command::shell_word;
+
 /// How a sync is run.
 #[derive(Debug, Clone, Default)]
 pub struct RunOptions {
@@ -43,6 +47,8 @@ pub struct RunOptions {
     pub once: bool,
     /// Tables to copy anew, with their present columns.
     pub recopy: Vec<String>,
+    /// Drop what the target holds under the names of the sync's tables, and fill them anew.
+    pub replace: bool,
 }
 
 /// Is told how a sync gets on. Calls are frequent and must be cheap.
@@ -51,6 +57,10 @@ pub trait Observer: Send + Sync {
     fn started(&self, sync: &str, tables: &[(String, u64)]);
     /// Rows of a table were read by its copy.
     fn copied(&self, table: usize, rows: u64);
+    /// Rows differed from what the log has of them, and were written to it.
+    fn written(&self, _rows: u64) {}
+    /// These tables of the target were dropped, to be filled anew.
+    fn replaced(&self, _tables: &[String]) {}
     /// A table's copy is complete in the log.
     fn finished(&self, table: usize);
     /// Records were applied to the target.
@@ -83,24 +93,38 @@ pub async fn run(
         let sync = Runner { session, clock, spec, options, observer };
         sync.run(stop).await
     };
-    run.await.map_err(|error| with_file(error, &spec.file).context(format!("sync {}", spec.name)))
+    run.await.map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)))
 }
 
-/// Messages of a connector leave the sync file's name open, and end with the table's. What is printed can be typed.
-fn with_file(error: Error, file: &Path) -> Error {
-    let text = error.to_string();
-    let Some((before, table)) = text.split_once("sync run FILE --recopy ") else { return error };
-    let (file, table) = (shell_word(&file.to_string_lossy()), shell_word(table));
-    Error::new(error.kind(), format!("{before}sync run {file} --recopy {table}"))
+/// The same error, with the sync file's name in the commands of its message.
+pub(super) fn typeable(error: &Error, file: &Path) -> Error {
+    Error::new(error.kind(), with_file(&error.to_string(), file))
 }
 
-/// Text as one word of a shell's command line.
-pub fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "_-./".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', "'\\''")),
+/// Refuses names to copy anew that no sync of a file has: neither now nor in what it captured.
+///
+/// # Errors
+/// `NotFound` with the nearest table; `Unavailable` where a source that may have the table is not there.
+pub async fn check_recopy(session: &dyn Session, specs: &[SyncSpec], names: &[String]) -> Result<()> {
+    let (mut known, mut unread) = (Vec::new(), None);
+    for spec in specs.iter().filter(|_| !names.is_empty()) {
+        match source_tables(spec) {
+            Ok(tables) => known.extend(tables.into_iter().map(|table| table.name)),
+            Err(error) => unread = unread.or(Some(error.context(format!("sync {}", spec.name)))),
+        }
+        // A table that was dropped in the source is named to be forgotten.
+        let captured = session.positions(&owner_of(&spec.name)).await?;
+        known.extend(sqlite::source::captured_tables(&capture_parts(&captured))?);
     }
+    let Some(unknown) = names.iter().find(|name| !known.iter().any(|known| known.eq_ignore_ascii_case(name))) else {
+        return Ok(());
+    };
+    if let Some(unread) = unread {
+        return Err(unread);
+    }
+    let hint = nearest(unknown, known.iter().map(String::as_str));
+    let hint = hint.map(|name| format!("; the nearest is {name}")).unwrap_or_default();
+    Err(Error::not_found(format!("no sync of the file has a table {unknown} to copy anew{hint}")))
 }
 
 /// Names of tables whose copies are to be made.
@@ -134,10 +158,17 @@ impl Runner<'_> {
         if stored.is_empty() {
             refuse_unfit(from, &tables, self.options.once)?;
         }
-        let mut target = Target::open(to.clone(), self.spec.name.clone(), self.session.log_id()).await?;
-        for table in &tables {
-            target.check(&topic_of(&self.spec.name, &table.name), table).await?;
-        }
+        let named = |table: &TableSchema| (topic_of(&self.spec.name, &table.name), table.clone());
+        let named: Vec<_> = tables.iter().map(named).collect();
+        let target = (to.clone(), self.spec.name.clone(), self.session.log_id());
+        let checked = match self.options.replace {
+            false => {
+                let mut target = Target::open(target.0.clone(), target.1.clone(), target.2.clone()).await?;
+                target.check(&named).await?;
+                Some(target)
+            }
+            true => None,
+        };
         let copies_only = self.options.once && stored.is_empty();
         let recopy = self.recopied(&tables)?;
         let (source, copies): (Box<dyn Source>, Copies) = if copies_only {
@@ -155,6 +186,15 @@ impl Runner<'_> {
             let unfinished = [follower.unfinished(), follower.not_started()].concat();
             let copies = Copies { begin, unfinished };
             (Box::new(follower), copies)
+        };
+        // A target is given up only when the source has shown that it can be copied.
+        let target = match checked {
+            Some(target) => target,
+            None => {
+                let (target, dropped) = Target::replace(target.0, target.1, target.2, named).await?;
+                self.observer.replaced(&dropped);
+                target
+            }
         };
         self.drive(source, writer, target, &copies, stop).await
     }
@@ -312,11 +352,13 @@ impl Runner<'_> {
             let topic = topic_of(&self.spec.name, &table.name);
             let present = schemas.by_id.values().filter(|s| s.topic == topic).max_by_key(|s| s.id);
             let recopy = self.options.recopy.iter().any(|name| name.eq_ignore_ascii_case(&table.name));
-            if present.is_some_and(|present| present.table != *table) && !recopy {
+            if let Some(present) = present.filter(|present| present.table != *table && !recopy) {
                 return Err(Error::conflict(format!(
-                    "the columns of table {0} changed since it was copied; to copy the table anew: \
-                     tidemill sync run FILE --recopy {0}",
-                    table.name
+                    "the columns of table {} changed since it was copied: {}; to copy the table anew: \
+                     tidemill sync run FILE --recopy {}",
+                    table.name,
+                    present.table.changes_to(table),
+                    shell_word(&table.name)
                 )));
             }
         }

@@ -47,7 +47,7 @@ fn another_logs_target_is_refused() {
     sink.apply(&[("s.t", &schema(), 7, vec![put(1, "a")])], &[("s.t", 3)]).unwrap();
     let error = SqliteSink::open(&path, "s", "other").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
-    assert!(error.to_string().contains("DELETE FROM _tidemill_sync WHERE sync = 's'"), "{error}");
+    assert!(error.to_string().contains("tidemill sync run FILE --replace"), "{error}");
     SqliteSink::open(&path, "another sync", "other").unwrap();
     sink.forget("s").unwrap();
     assert!(Python::start().sql(&path, &["select 1 from sqlite_schema where name = '_tidemill_sync'"]).is_empty());
@@ -60,14 +60,62 @@ fn rows_that_are_not_ours_are_refused() {
     let mut python = Python::start();
     python.sql(&path, &["create table t(id integer primary key, v)", "insert into t values (9, 'mine')"]);
     let mut sink = SqliteSink::open(&path, "s", "log").unwrap();
-    let error = sink.check_target("s.t", &schema()).unwrap_err();
+    let tables = [("s.t".to_owned(), schema())];
+    let error = sink.check_targets(&tables).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
-    assert!(error.to_string().contains("target table t"), "{error}");
+    assert!(error.to_string().contains("target table t in"), "{error}");
+    assert!(error.to_string().ends_with("copy it anew: tidemill sync run FILE --replace"), "{error}");
     assert!(sink.apply(&[("s.t", &schema(), 1, vec![put(1, "a")])], &[("s.t", 1)]).is_err());
     python.sql(&path, &["delete from t"]);
-    sink.check_target("s.t", &schema()).unwrap();
+    sink.check_targets(&tables).unwrap();
     sink.apply(&[("s.t", &schema(), 1, vec![put(1, "a")])], &[("s.t", 1)]).unwrap();
-    sink.check_target("s.t", &schema()).unwrap();
+    sink.check_targets(&tables).unwrap();
+}
+
+#[test]
+fn all_tables_in_the_way_are_named_and_replaced_only_they() {
+    let folder = Folder::new();
+    let path = folder.path("target.db");
+    let mut python = Python::start();
+    python.sql(
+        &path,
+        &[
+            "create table t(id integer primary key, v)",
+            "insert into t values (9, 'mine')",
+            "create table \"Order Details\"(id integer primary key, v)",
+            "insert into \"Order Details\" values (1, 'mine')",
+            "create table other_shape(x)",
+            "create table mine(x)",
+            "insert into mine values (1)",
+        ],
+    );
+    let named = |name: &str| (format!("s.{name}"), TableSchema { name: name.into(), ..schema() });
+    let tables = ["t", "Order Details", "absent", "other_shape"].map(named);
+    let error = SqliteSink::open(&path, "s", "log").unwrap().check_targets(&tables).unwrap_err().to_string();
+    for said in [
+        "target tables t, Order Details in",
+        "exist and hold rows that this log did not write",
+        "target table other_shape in",
+        "drop them and copy them anew: tidemill sync run FILE --replace",
+    ] {
+        assert!(error.contains(said), "{error}");
+    }
+    let dropped = SqliteSink::replace(&path, "s", "log", &tables).unwrap();
+    assert_eq!(dropped, ["t", "Order Details", "other_shape"]);
+    let mut sink = SqliteSink::open(&path, "s", "log").unwrap();
+    sink.check_targets(&tables).unwrap();
+    sink.apply(&[("s.t", &schema(), 1, vec![put(1, "a")])], &[("s.t", 1)]).unwrap();
+    assert_eq!(python.sql(&path, &["select x from mine"]), [[json!(1)]], "a table of others was touched");
+
+    // What another sync of this log writes is not given up; what one of another log wrote is.
+    let same = |sync: &str| [(format!("{sync}.t"), schema())];
+    let error = SqliteSink::replace(&path, "second", "log", &same("second")).unwrap_err();
+    assert!(error.to_string().contains("written by sync s of this log"), "{error}");
+    assert_eq!(python.sql(&path, &["select v from t"]), [[json!("a")]]);
+    assert_eq!(SqliteSink::replace(&path, "second", "other", &same("second")).unwrap(), ["t"]);
+    assert!(SqliteSink::open(&path, "s", "log").unwrap().positions().unwrap().is_empty());
+    assert!(SqliteSink::replace(&folder.path("none.db"), "s", "log", &tables).unwrap().is_empty());
+    assert!(!folder.path("none.db").exists());
 }
 
 #[test]
@@ -145,7 +193,8 @@ fn compare_tells_missing_extra_and_differing_type_for_type() {
     let key = |k: &str| vec![Value::Text(k.into())];
     assert_eq!((diff.missing.clone(), diff.extra.clone()), (vec![key("c")], vec![key("d")]));
     assert_eq!(diff.differing, [key("B"), key("a")]);
-    assert_eq!(recheck(&source, &target, &schema, &diff.keys()).unwrap().len(), 4);
+    assert_eq!(recheck(&source, &target, &schema, &diff).unwrap(), diff);
     python.sql(&target, &["delete from t where k = 'd'", "update t set v = 1 where k = 'B'"]);
-    assert_eq!(recheck(&source, &target, &schema, &diff.keys()).unwrap(), [key("c"), key("a")]);
+    let still = recheck(&source, &target, &schema, &diff).unwrap();
+    assert_eq!((still.missing, still.extra, still.differing), (vec![key("c")], vec![], vec![key("a")]));
 }

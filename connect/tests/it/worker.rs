@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tidemill_connect::converter::TopicSchema;
 use tidemill_connect::sync::file::{SyncSpec, load};
 use tidemill_connect::sync::remove::remove;
-use tidemill_connect::sync::run::{Observer, RunOptions, run};
+use tidemill_connect::sync::run::{Observer, RunOptions, check_recopy, run};
 use tidemill_core::clock::{Clock, SystemClock};
 use tidemill_core::engine::{Config, Engine};
 use tidemill_core::log::{Caller, Embedded, FetchOptions, Log, Session, Table};
@@ -70,7 +70,8 @@ impl Bench {
     /// Follows while `work` runs, then until the target equals the source; fails after 20 s.
     async fn follow(&self, python: &mut Python, recopy: &[&str], work: impl AsyncFnOnce(&Self, &mut Python)) {
         let (told, stop) = watch::channel(false);
-        let options = RunOptions { once: false, recopy: recopy.iter().map(|s| s.to_string()).collect() };
+        let recopy = recopy.iter().map(|s| s.to_string()).collect();
+        let options = RunOptions { recopy, ..RunOptions::default() };
         let following = self.run(&options, stop);
         let driving = async {
             work(self, python).await;
@@ -254,6 +255,16 @@ async fn changed_columns_stop_the_sync_and_a_recopy_goes_on() {
     let command = format!("tidemill sync run {} --recopy item", bench.spec.file.display());
     assert!(error.to_string().contains(&command), "{error}");
 
+    let session = bench.session().await;
+    let check = async |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| name.to_string()).collect();
+        check_recopy(&*session, std::slice::from_ref(&bench.spec), &names).await
+    };
+    check(&["ITEM", "order line"]).await.unwrap();
+    let error = check(&["item", "itme"]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains("table itme to copy anew; the nearest is item"), "{error}");
+
     bench.follow(&mut python, &["item"], async |_, _| {}).await;
     let schemas = bench.session().await.table(Table::Schemas).await.unwrap();
     let of_item =
@@ -261,6 +272,44 @@ async fn changed_columns_stop_the_sync_and_a_recopy_goes_on() {
     assert_eq!(of_item.count(), 2);
     let ops = bench.ops("s.item").await;
     assert_eq!(ops, "rrrrr-", "all rows again with the new columns, a tombstone for the lost one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_table_can_be_named_to_be_forgotten() {
+    let mut python = Python::start();
+    let bench = Bench::new(&SHOP, &mut python);
+    bench.follow(&mut python, &[], async |_, _| {}).await;
+    python.sql(&bench.folder.path("source.db"), &["drop table item"]);
+    let session = bench.session().await;
+    check_recopy(&*session, std::slice::from_ref(&bench.spec), &["item".into()]).await.unwrap();
+    bench.follow(&mut python, &["item"], async |_, _| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_target_is_filled_anew_and_only_when_the_source_is_sound() {
+    let mut python = Python::start();
+    let bench = Bench::new(&SHOP, &mut python);
+    let (source, target) = (bench.folder.path("source.db"), bench.folder.path("target.db"));
+    python.sql(&target, &["create table item (mine)", "insert into item values ('mine')", "create table other (x)"]);
+    let replace = RunOptions { once: true, replace: true, ..RunOptions::default() };
+    let (_told, stop) = watch::channel(false);
+    let error = bench.once().await.unwrap_err();
+    assert!(error.to_string().contains("target table item in"), "{error}");
+    bench.run(&replace, stop.clone()).await.unwrap();
+    bench.assert_equal(&mut python);
+    python.sql(&target, &["select * from other"]);
+    bench.follow(&mut python, &[], async |_, _| {}).await;
+
+    // A source that went backwards: the target is not given up for a copy that does not begin.
+    python.sql(&source, &["update _tm_seq set mark = 'of a backup'"]);
+    let error = bench.run(&RunOptions { replace: true, ..RunOptions::default() }, stop.clone()).await.unwrap_err();
+    assert!(error.to_string().contains("went backwards"), "{error}");
+    bench.assert_equal(&mut python);
+    remove(bench.session().await, &bench.spec, false).await.unwrap();
+    python.sql(&source, &["delete from item where id = 1"]);
+    assert!(bench.once().await.unwrap_err().to_string().contains("target tables item, order line in"));
+    bench.run(&replace, stop).await.unwrap();
+    bench.assert_equal(&mut python);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,6 +333,8 @@ async fn a_target_of_another_log_and_a_target_ahead_of_the_log_are_refused() {
     let error = bench.once().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.to_string().contains("another log"), "{error}");
+    let command = format!("tidemill sync run {} --replace", bench.spec.file.display());
+    assert!(error.to_string().ends_with(&command), "{error}");
 
     bench.engine = open_log(&bench.folder.path("data"));
     python.sql(&bench.folder.path("target.db"), &["update _tidemill_sync set next_offset = 1000"]);

@@ -10,11 +10,22 @@ mod start;
 mod sync;
 mod topic;
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
+use tidemill_core::Error;
 use tokio::sync::watch;
 
-use crate::cli::{Bench, Cli, Command};
+use crate::{
+    cli::{Bench, Cli, Command, Target},
+    client::Client,
+    node::require_log,
+};
+
+/// Signals that come this soon after the first are the same wish: a terminal and a supervisor may both send one.
+const SAME_WISH: Duration = Duration::from_secs(1);
 
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
@@ -31,22 +42,46 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Turns true with the first SIGINT or SIGTERM; the second ends the process at once.
+/// Turns true with the first SIGINT or SIGTERM; one that comes more than a second later ends the process at once.
 fn stop_signal() -> anyhow::Result<watch::Receiver<bool>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (told, stop) = watch::channel(false);
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::spawn(async move {
-        for first in [true, false] {
+        let mut first: Option<Instant> = None;
+        loop {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            if first {
-                let _ = told.send(true);
-            } else {
+            if first.is_some_and(|first| first.elapsed() >= SAME_WISH) {
+                eprintln!("interrupted again: ended without waiting");
                 std::process::exit(130);
             }
+            first = first.or_else(|| Some(Instant::now()));
+            let _ = told.send(true);
         }
     });
     Ok(stop)
+}
+
+/// Reaches a log for a command that writes: where there is none, it is made.
+async fn reach(target: &Target, command: &str) -> anyhow::Result<Client> {
+    if target.server.as_deref().is_some_and(|server| server.starts_with("https://")) {
+        return Err(Error::invalid("https is not supported; write http://HOST:PORT").into());
+    }
+    Client::connect(target, command).await
+}
+
+/// Reaches a log that must be there already.
+async fn reach_existing(target: &Target, command: &str) -> anyhow::Result<Client> {
+    if target.server.is_none() {
+        require_log(&target.data_dir)?;
+    }
+    reach(target, command).await
+}
+
+/// A number of things: `1 row`, `2 rows`.
+fn count(number: u64, noun: &str) -> String {
+    let end = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{end}")
 }
 
 /// Writes to standard output; a reader that went away ends the command quietly.

@@ -6,12 +6,17 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use tidemill_connect::sync::run::Observer;
 use tidemill_core::Error;
+
+use super::count;
+
+/// How long a copy runs before a guess of what is left means anything.
+const ETA_AFTER: Duration = Duration::from_secs(3);
 
 /// The progress of all syncs of a command.
 pub struct Progress {
@@ -26,6 +31,7 @@ struct Shown {
     tables: Mutex<Vec<(String, u64)>>,
     unfinished: AtomicU64,
     rows: AtomicU64,
+    written: AtomicU64,
     started: Instant,
     following: AtomicBool,
     waiting: Mutex<String>,
@@ -44,8 +50,8 @@ impl Progress {
 
     pub fn of(&self, sync: &str) -> SyncProgress {
         let bar = self.bars.add(ProgressBar::new(0));
-        let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} rows {per_sec} {eta} {msg}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        // A bar of nothing would be drawn full: it comes with the number of rows.
+        bar.set_style(style("{prefix} {msg}"));
         bar.set_prefix(sync.to_owned());
         let shown = Arc::new(Shown {
             bar,
@@ -53,6 +59,7 @@ impl Progress {
             tables: Mutex::default(),
             unfinished: AtomicU64::new(0),
             rows: AtomicU64::new(0),
+            written: AtomicU64::new(0),
             started: Instant::now(),
             following: AtomicBool::new(false),
             waiting: Mutex::default(),
@@ -61,17 +68,46 @@ impl Progress {
         SyncProgress { shown, once: self.once }
     }
 
-    /// Ends the display; a copy that ended well is summed up.
-    pub fn finish(&self, ok: bool) {
+    /// Ends the display.
+    pub fn finish(&self) {
         for shown in self.all.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             shown.bar.finish_and_clear();
-            if ok && self.once {
-                let (rows, seconds) = (shown.rows.load(Ordering::Relaxed), shown.started.elapsed().as_secs_f64());
-                let tables = shown.tables.lock().unwrap_or_else(PoisonError::into_inner).len();
-                eprintln!("{}: {tables} tables, {rows} rows copied in {seconds:.1} s", shown.name());
-            }
         }
     }
+}
+
+impl SyncProgress {
+    /// Sums up a copy that ended well.
+    pub fn sum_up(&self) {
+        let shown = &self.shown;
+        shown.bar.finish_and_clear();
+        if self.once {
+            let (rows, written) = (shown.rows.load(Ordering::Relaxed), shown.written.load(Ordering::Relaxed));
+            let tables = shown.tables.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
+            let (tables, rows) = (count(tables, "table"), count(rows, "row"));
+            let seconds = shown.started.elapsed().as_secs_f64();
+            shown.line(&format!("{}: {tables}, {rows} read, {written} changed in {seconds:.1} s", shown.name()));
+        }
+    }
+
+    /// Tells an error of this sync.
+    pub fn fail(&self, error: &anyhow::Error) {
+        self.shown.bar.finish_and_clear();
+        self.shown.line(&format!("error: {error:#}"));
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let _ = write!(out, "{:.0}/s", state.per_sec());
+    };
+    style.with_key("rate", rate).with_key("left", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let is_telling = state.pos() > 0 && state.elapsed() >= ETA_AFTER && Some(state.pos()) < state.len();
+        if is_telling {
+            let _ = write!(out, "{:#} left", HumanDuration(state.eta()));
+        }
+    })
 }
 
 impl Shown {
@@ -94,8 +130,12 @@ impl Observer for SyncProgress {
         *shown.tables.lock().unwrap_or_else(PoisonError::into_inner) = tables.to_vec();
         shown.unfinished.store(tables.len() as u64, Ordering::Relaxed);
         let rows: u64 = tables.iter().map(|(_, rows)| rows).sum();
+        if rows > 0 {
+            shown.bar.set_style(style("{prefix} {bar:30} {pos}/{len} rows {rate} {left} {msg}"));
+        }
         shown.bar.set_length(rows);
-        shown.line(&format!("{sync}: {} tables, {rows} rows in the source", tables.len()));
+        let tables = count(tables.len() as u64, "table");
+        shown.line(&format!("{sync}: {tables}, {} in the source", count(rows, "row")));
     }
 
     fn copied(&self, table: usize, rows: u64) {
@@ -108,6 +148,18 @@ impl Observer for SyncProgress {
                 shown.bar.set_message(name.clone());
             }
         }
+    }
+
+    fn written(&self, rows: u64) {
+        self.shown.written.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    fn replaced(&self, tables: &[String]) {
+        let said = match tables {
+            [] => "nothing to drop in the target".to_owned(),
+            names => format!("dropped in the target, to be copied anew: {}", names.join(", ")),
+        };
+        self.shown.line(&format!("{}: {said}", self.shown.name()));
     }
 
     fn finished(&self, _table: usize) {
@@ -130,7 +182,7 @@ impl Observer for SyncProgress {
         if !shown.following.swap(true, Ordering::Relaxed) {
             shown.bar.finish_and_clear();
             let rows = shown.rows.load(Ordering::Relaxed);
-            let copied = if rows > 0 { format!("{rows} rows copied; ") } else { String::new() };
+            let copied = if rows > 0 { format!("{} copied; ", count(rows, "row")) } else { String::new() };
             eprintln!("{}: {copied}in step, following", shown.name());
         }
     }

@@ -29,14 +29,18 @@ fn a_copy_installs_nothing_in_the_source() {
         let folder = shop(mode);
         let (schema_before, bytes) = (schema(&folder), std::fs::read(folder.path("source.db")).unwrap());
         let done = folder.run(&[&RUN[..], &["--once"]].concat());
-        assert!(done.err.contains("1 tables, 3 rows copied"), "{done:?}");
+        assert!(done.err.contains("s: 1 table, 3 rows read, 3 changed in "), "{done:?}");
         done.ok();
         assert!(bytes == std::fs::read(folder.path("source.db")).unwrap(), "{mode}: the bytes of the source changed");
         assert_eq!(schema(&folder), schema_before);
         folder.wait_equal();
         // A second copy writes only what differs.
         folder.sql("source.db", &["update item set v = 'A' where id = 1", "delete from item where id = 2"]);
-        folder.run(&[&RUN[..], &["--once"]].concat()).ok();
+        let done = folder.run(&[&RUN[..], &["--once"]].concat());
+        assert!(done.err.contains("s: 1 table, 2 rows read, 2 changed in "), "{done:?}");
+        done.ok();
+        let done = folder.run(&[&RUN[..], &["--once"]].concat());
+        assert!(done.err.contains("s: 1 table, 2 rows read, 0 changed in "), "{done:?}");
         folder.wait_equal();
         let records = folder.run(&["consume", "s.item", "-e", "--data-dir", "data", "--json"]).ok();
         assert_eq!(records.lines().count(), 3 + 1 + 2, "{records}");
@@ -85,22 +89,125 @@ fn verify_sees_what_differs_and_rm_leaves_the_source_as_it_was() {
     let out = folder.run(&["sync", "verify", "s.toml"]).ok();
     assert!(out.contains("ok      s.item: 3 rows equal"), "{out}");
     sync.stop("INT");
-    for (damage, row) in [
-        ("update item set v = 'other' where id = 2", "1 differ"),
-        ("delete from item where id = 1", "1 missing"),
-        ("insert into item values (77, 'x')", "1 only in the target"),
+    for (damage, count, row) in [
+        ("update item set v = 'other' where id = 2", "1 differ\n", "        differs: id=2\n"),
+        ("delete from item where id = 1", "1 missing", "        missing: id=1\n"),
+        ("insert into item values (77, 'x')", "1 only in the target", "        only in the target: id=77\n"),
     ] {
         folder.sql("replica.db", &[damage]);
         let done = folder.run(&["sync", "verify", "s.toml", "--wait", "0"]);
         assert_eq!(done.code, Some(1), "{done:?}");
-        assert!(done.out.contains("differs s.item") && done.out.contains(row), "{damage}: {}", done.out);
+        for said in ["differs s.item", count, row, "copy the table anew: tidemill sync run s.toml --recopy item\n"] {
+            assert!(done.out.contains(said), "{damage}: {}", done.out);
+        }
     }
+    let many = "insert into item select value, 'x' from (with recursive n(value) as \
+                (select 100 union all select value + 1 from n where value < 250) select value from n)";
+    folder.sql("replica.db", &[many]);
+    // No sync is at work: it does not wait the ten seconds that rows may take.
+    let began = std::time::Instant::now();
+    let done = folder.run(&["sync", "verify", "s.toml"]);
+    assert!(done.out.contains("        and 144 more\n") && done.out.ends_with("not equal\n"), "{done:?}");
+    assert!(began.elapsed() < std::time::Duration::from_secs(8), "{:?}", began.elapsed());
     folder.run(&["sync", "rm", "s.toml", "--data-dir", "data"]).ok();
     assert_eq!(schema(&folder), before);
     assert_eq!(folder.run(&["topic", "list", "-o", "jsonl", "--data-dir", "data"]).ok(), "");
-    assert_eq!(folder.sql("replica.db", &["select count(*) from item"]).to_string(), "[[3]]", "the tables stay");
+    assert_eq!(folder.sql("replica.db", &["select count(*) from item"]).to_string(), "[[154]]", "the tables stay");
     // Nothing is left to remove; saying so again does no harm.
     folder.run(&["sync", "rm", "s.toml", "--data-dir", "data"]).ok();
+}
+
+#[test]
+fn changed_columns_are_told_by_check_and_verify_which_compares_the_other_tables() {
+    let folder = shop("delete");
+    folder.sql("source.db", &["create table \"Order Details\" (id integer primary key)"]);
+    let check = ["sync", "check", "s.toml", "--data-dir", "data"];
+    folder.run(&check).fails(3, &["no log in data"]);
+    folder.run(&[&RUN[..], &["--once"]].concat()).ok();
+    let out = folder.run(&check).ok();
+    assert!(!out.contains("columns changed"), "{out}");
+    folder.sql(
+        "source.db",
+        &["alter table item add column rating int", "alter table \"Order Details\" rename column id to number"],
+    );
+    let done = folder.run(&check);
+    assert_eq!(done.code, Some(4), "{done:?}");
+    for said in [
+        "refuse item: columns changed: new: rating\n         tidemill sync run s.toml --data-dir data --recopy item\n",
+        "refuse Order Details: columns changed: new: number; gone: id\n",
+        "--recopy 'Order Details'\n",
+    ] {
+        assert!(done.out.contains(said), "no {said:?} in {}", done.out);
+    }
+    let out = folder.run(&["sync", "check", "s.toml"]).ok();
+    assert!(!out.contains("columns changed"), "without a log nobody can tell: {out}");
+    folder.sql("source.db", &["alter table \"Order Details\" rename column number to id"]);
+    let done = folder.run(&["sync", "verify", "s.toml"]);
+    assert_eq!(done.code, Some(1), "{done:?}");
+    let said = "differs s.item: other columns, rows not compared: only in the source: rating\n";
+    assert!(done.out.contains(said) && done.out.contains("ok      s.Order Details: 0 rows equal"), "{done:?}");
+    // While another process owns the log, it is asked.
+    let mut owner = folder.start(&["start", "--listen", "127.0.0.1:0", "--data-dir", "data"]);
+    owner.wait_err("serving");
+    assert!(folder.run(&check).out.contains("columns changed: new: rating"));
+    owner.stop("TERM");
+}
+
+#[test]
+fn a_table_is_altered_by_the_commands_that_sqlite_prints() {
+    let folder = shop("delete");
+    follow(&folder, &[]).stop("TERM");
+    let refused = folder.run_sqlite("source.db", "alter table item drop column v");
+    let commands = refused.split("to alter this table: ").nth(1).expect(&refused).split(')').next().unwrap();
+    let commands: Vec<_> = commands.replace("FILE", "s.toml").split("; ").map(str::to_owned).collect();
+    assert_eq!(commands[1], "alter it", "{refused}");
+    folder.run(&["sync", "release", "s.toml", "itme"]).fails(3, &["no capture of table itme", "the nearest is item"]);
+    let out = folder.bash(&commands[0]).ok();
+    assert!(out.contains("copy it anew: tidemill sync run s.toml --recopy item\n"), "{out}");
+    folder.sql("source.db", &["alter table item drop column v"]);
+    folder.run(&RUN).fails(4, &["item", "--recopy item"]);
+    let mut sync = folder.start_program("bash", &["-c", &format!("exec {} --data-dir data", commands[2])]);
+    sync.wait_err("in step, following");
+    folder.sql("source.db", &["insert into item values (50)"]);
+    folder.wait_equal();
+    sync.stop("TERM");
+}
+
+#[test]
+fn a_table_to_copy_anew_that_is_not_there_is_an_error() {
+    let folder = shop("delete");
+    let unknown = [&RUN[..], &["--recopy", "itme"]].concat();
+    for once in [&["--once"][..], &[]] {
+        folder.run(&[&unknown[..], once].concat()).fails(3, &["itme", "the nearest is item"]);
+    }
+    folder.run(&[&RUN[..], &["--recopy", "ITEM", "--once"]].concat()).ok();
+    folder.wait_equal();
+}
+
+#[test]
+fn one_sync_that_stops_leaves_the_others_of_its_file_running() {
+    let folder = shop("delete");
+    folder.sql("second.db", &ITEMS);
+    let more = "[sync.b]\nfrom = 'sqlite:second.db'\nto = 'sqlite:second replica.db'\ntables = ['*']\n";
+    let text = std::fs::read_to_string(folder.path("s.toml")).unwrap();
+    std::fs::write(folder.path("s.toml"), format!("{more}{text}")).unwrap();
+    let mut sync = folder.start(&RUN);
+    sync.wait_err("s: 3 rows copied; in step, following");
+    sync.wait_err("b: 3 rows copied; in step, following");
+    folder.sql("second.db", &["alter table item add column colour"]);
+    sync.wait_err("error: sync b: the columns of table item");
+    folder.sql("source.db", &["insert into item values (9, 'later')"]);
+    folder.wait_equal();
+    assert!(sync.is_running());
+    sync.signal("TERM");
+    sync.end().fails(4, &["sync b: "]);
+    // One that cannot begin does not keep the other from it.
+    std::fs::remove_file(folder.path("second.db")).unwrap();
+    folder.sql("source.db", &["insert into item values (10, 'once')"]);
+    let done =
+        folder.run(&[&RUN[..], &["--once"]].concat()).fails(69, &["error: sync b: ", "second.db does not exist"]);
+    assert!(done.err.contains("s: 1 table, ") && done.err.matches("error: ").count() == 1, "{done:?}");
+    folder.wait_equal();
 }
 
 /// Types the command that an error names.
@@ -154,20 +261,38 @@ fn a_rebuilt_table_stops_the_sync_and_what_it_says_works() {
     sync.stop("INT");
 }
 
-/// A source that is not what it was: the sync stops; removed and begun anew with an empty target it works.
-fn stops_until_begun_anew(folder: &Folder, said: &str) {
-    let before = folder.dump("replica.db");
-    for _ in 0..2 {
-        folder.run(&RUN).fails(4, &["source.db", said]);
-    }
-    assert_eq!(folder.dump("replica.db"), before, "the target was touched");
-    folder.run(&["sync", "rm", "s.toml", "--data-dir", "data"]).ok();
-    folder.run(&RUN).fails(4, &["replica.db exists and holds rows"]);
-    std::fs::remove_file(folder.path("replica.db")).unwrap();
-    let sync = follow(folder, &[]);
+/// The commands at the end of an error.
+fn named_commands(said: &str) -> Vec<String> {
+    let last = said.trim_end().rsplit(": ").next().unwrap();
+    println!("named: {last}");
+    last.split(", then ").map(str::to_owned).collect()
+}
+
+/// Begins a sync anew with the command that an error named.
+fn begin_anew(folder: &Folder, command: &str) {
+    let mut sync = folder.start_program("bash", &["-c", &format!("exec {command}")]);
+    sync.wait_err("s: dropped in the target, to be copied anew: item");
+    sync.wait_err("in step, following");
     folder.sql("source.db", &["insert into item values (50, 'anew')"]);
     folder.wait_equal();
     sync.stop("INT");
+}
+
+/// A source that is not what it was: the sync stops; with the commands that it names it begins anew.
+fn stops_until_begun_anew(folder: &Folder, said: &str) {
+    let before = folder.dump("replica.db");
+    for more in [&[][..], &["--replace"]] {
+        folder.run(&[&RUN, more].concat()).fails(4, &["source.db", said]);
+    }
+    assert_eq!(folder.dump("replica.db"), before, "the target was touched");
+    let commands = named_commands(&folder.run(&RUN).err);
+    assert_eq!(
+        commands,
+        ["tidemill sync rm s.toml --data-dir data", "tidemill sync run s.toml --data-dir data --replace"]
+    );
+    folder.bash(&commands[0]).ok();
+    folder.run(&RUN).fails(4, &["replica.db exists and holds rows that this log did not write", &commands[1]]);
+    begin_anew(folder, &commands[1]);
 }
 
 #[test]
@@ -188,7 +313,7 @@ fn a_swapped_source_stops_the_sync() {
     follow(&folder, &[]).stop("INT");
     folder.sql("other.db", &ITEMS);
     std::fs::rename(folder.path("other.db"), folder.path("source.db")).unwrap();
-    stops_until_begun_anew(&folder, "remove the sync and start it anew");
+    stops_until_begun_anew(&folder, "put the right file back");
 }
 
 #[test]
@@ -198,7 +323,7 @@ fn a_source_swapped_while_it_is_followed_stops_the_sync() {
     folder.sql("other.db", &ITEMS);
     std::fs::rename(folder.path("other.db"), folder.path("source.db")).unwrap();
     sync.end().fails(4, &["source.db"]);
-    stops_until_begun_anew(&folder, "remove the sync and start it anew");
+    stops_until_begun_anew(&folder, "put the right file back");
 }
 
 #[test]
@@ -207,16 +332,55 @@ fn a_lost_data_directory_stops_the_sync() {
     let before = schema(&folder);
     follow(&folder, &[]).stop("INT");
     std::fs::remove_dir_all(folder.path("data")).unwrap();
-    folder.run(&RUN).fails(4, &["from another log"]);
-    std::fs::remove_file(folder.path("replica.db")).unwrap();
-    folder.run(&RUN).fails(4, &["already carries a capture"]);
-    folder.run(&["sync", "rm", "s.toml", "--data-dir", "data"]).fails(4, &["knows nothing of", "--force"]);
+    folder.run(&["sync", "rm", "s.toml", "--data-dir", "data"]).fails(3, &["no log in data", "--force"]);
+    assert!(!folder.path("data").exists(), "rm made a log");
+    let stopped = folder.run(&RUN).fails(4, &["from another log"]);
+    let replace = named_commands(&stopped.err);
+    assert_eq!(replace, ["tidemill sync run s.toml --data-dir data --replace"]);
+    let rows = folder.dump("replica.db");
+    let stopped = folder.bash(&replace[0]).fails(4, &["already carries a capture"]);
+    assert_eq!(folder.dump("replica.db"), rows, "the target was given up for nothing");
+    let refused = folder.run(&["sync", "rm", "s.toml", "--data-dir", "data"]).fails(4, &["knows nothing of"]);
     assert_ne!(schema(&folder), before, "another log may still follow it");
-    folder.run(&["sync", "rm", "s.toml", "--data-dir", "data", "--force"]).ok();
+    let commands = named_commands(&stopped.err);
+    assert_eq!(commands, ["tidemill sync rm s.toml --data-dir data --force", &replace[0]]);
+    assert_eq!(named_commands(&refused.err), commands[..1]);
+    folder.bash(&commands[0]).ok();
     assert_eq!(schema(&folder), before, "rm works without the data directory that was lost");
-    let sync = follow(&folder, &[]);
-    folder.wait_equal();
-    sync.stop("INT");
+    begin_anew(&folder, &commands[1]);
+    // A capture can be removed without making a log for it.
+    std::fs::remove_dir_all(folder.path("data")).unwrap();
+    folder.run(&["sync", "rm", "s.toml", "--data-dir", "data", "--force"]).ok();
+    assert_eq!(schema(&folder), before);
+    assert!(!folder.path("data").exists(), "rm made a log");
+}
+
+#[test]
+fn a_capture_that_somebody_dropped_is_begun_anew() {
+    let folder = shop("delete");
+    follow(&folder, &[]).stop("INT");
+    folder.sql("source.db", &["drop table _tm_seq"]);
+    stops_until_begun_anew(&folder, "the capture tables in");
+}
+
+#[test]
+fn the_second_wish_to_stop_is_heard_after_a_second() {
+    let folder = shop("delete");
+    let mut sync = follow(&folder, &[]);
+    // A target that stays locked holds up the end: it is tried for five seconds.
+    let lock = "import sqlite3, sys\nc = sqlite3.connect('replica.db', isolation_level=None)\n\
+                c.execute('begin immediate')\nprint('locked', flush=True)\nsys.stdin.read()\n";
+    let mut locked = folder.start_program("python3", &["-c", lock]);
+    locked.wait_out("locked");
+    folder.sql("source.db", &["insert into item values (60, 'late')"]);
+    sync.wait_err("s: waiting: ");
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    sync.signal("TERM");
+    sync.signal("INT");
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    assert!(sync.is_running(), "two signals at once are one: {}", sync.err());
+    sync.signal("INT");
+    sync.end().fails(130, &["interrupted again: ended without waiting"]);
 }
 
 #[test]

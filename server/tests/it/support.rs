@@ -95,6 +95,15 @@ impl Folder {
         self.python(&[&["sql", file], statements].concat())
     }
 
+    /// A statement by the other program that SQLite refuses; what it says.
+    pub fn run_sqlite(&self, file: &str, statement: &str) -> String {
+        let code = "import sqlite3, sys\ntry:\n    sqlite3.connect(sys.argv[1]).execute(sys.argv[2])\n\
+                    except sqlite3.Error as e:\n    print(e)\n";
+        let mut running = self.start_program("python3", &["-c", code, file, statement]);
+        running.close_stdin();
+        running.end().ok()
+    }
+
     pub fn dump(&self, file: &str) -> Json {
         self.python(&["dump", file])
     }

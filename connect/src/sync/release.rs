@@ -1,0 +1,38 @@
+//! `sync release`: takes the capture off one table of a source, so that it can be altered.
+
+use super::{
+    file::{Endpoint, SyncSpec},
+    run::typeable,
+};
+use crate::{
+    Error, ErrorKind, Result,
+    command::{shell_word, with_file},
+    sqlite,
+};
+
+/// Releases a table in each source of a file that captures it; tells what was done and what to do next, a line each.
+/// A sync that runs meanwhile stops at the table.
+///
+/// # Errors
+/// `NotFound` with the nearest table where no source captures it; `Unavailable` where a source is not there or locked.
+pub async fn release(specs: &[SyncSpec], table: &str) -> Result<Vec<String>> {
+    let (mut done, mut absent) = (Vec::new(), None);
+    for spec in specs {
+        let Endpoint::Sqlite(from) = &spec.from;
+        let (path, table) = (from.clone(), table.to_owned());
+        let released = tokio::task::spawn_blocking(move || sqlite::release(&path, &table)).await;
+        match released.map_err(|e| Error::internal("release a table").with_source(e))? {
+            Ok(name) => {
+                let next = with_file(&format!("tidemill sync run FILE --recopy {}", shell_word(&name)), &spec.file);
+                done.push(format!("source {}: triggers and journal of table {name} removed", from.display()));
+                done.push(format!("alter it, then copy it anew: {next}"));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => absent = absent.or(Some(error)),
+            Err(error) => return Err(typeable(&error, &spec.file)),
+        }
+    }
+    match absent {
+        Some(error) if done.is_empty() => Err(error),
+        _ => Ok(done),
+    }
+}
