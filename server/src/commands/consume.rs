@@ -6,7 +6,7 @@ use axum::http::Method;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::Value as Json;
 
-use super::{print_bytes, stop_signal};
+use super::{print_bytes, reach_existing, stop_signal};
 use crate::{
     cli::Consume,
     client::{Client, copy_body, escape},
@@ -14,7 +14,7 @@ use crate::{
 
 pub async fn run(command: Consume) -> anyhow::Result<ExitCode> {
     let mut stop = stop_signal()?;
-    let client = Client::connect(&command.log, "consume").await?;
+    let client = reach_existing(&command.log, "consume").await?;
     let result = tokio::select! {
         result = print_records(&client, &command) => result,
         _ = stop.wait_for(|stop| *stop) => Ok(()),

@@ -7,6 +7,7 @@ use serde_json::json;
 use tidemill_core::{Error, ErrorKind};
 use tokio::sync::mpsc;
 
+use super::{count, reach};
 use crate::{
     cli::Produce,
     client::{Client, escape},
@@ -18,11 +19,12 @@ const WAITING_LINES: usize = 10_000;
 const REQUEST_BYTES: usize = 512 << 10;
 
 pub async fn run(command: Produce) -> anyhow::Result<ExitCode> {
-    let client = Client::connect(&command.log, "produce").await?;
+    let client = reach(&command.log, "produce").await?;
     let result = send_lines(&client, &command).await;
     client.close().await?;
-    let count = result?;
-    eprintln!("{count} records are durable in {}", command.topic);
+    let written = result?;
+    let are = if written == 1 { "is" } else { "are" };
+    eprintln!("{} {are} durable in {}", count(written, "record"), command.topic);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -35,24 +37,46 @@ async fn send_lines(client: &Client, command: &Produce) -> anyhow::Result<u64> {
     }
     let path = format!("/v1/topics/{}/records", escape(&command.topic));
     let mut lines = read_lines();
-    let mut count = 0;
-    let mut number = 0;
+    let mut written = 0;
     while let Some(first) = lines.recv().await {
-        let (mut body, mut records) = (String::new(), 0);
+        let (mut body, mut records, mut fault) = (String::new(), 0, None);
         let mut line = Some(first);
-        while let Some(text) = line {
-            number += 1;
-            push(&mut body, &text?, number, command.key_separator.as_deref())?;
+        while let Some(bytes) = line {
+            let pushed = bytes
+                .map_err(|e| Error::from(e).context("read standard input"))
+                .and_then(|bytes| push(&mut body, bytes, written + records + 1, command.key_separator.as_deref()));
+            if let Err(error) = pushed {
+                fault = Some(error);
+                break;
+            }
             records += 1;
             line = if body.len() < REQUEST_BYTES { lines.try_recv().ok() } else { None };
         }
-        client.call_raw(Method::POST, &path, body).await?;
-        count += records;
+        if records > 0 {
+            client.call_raw(Method::POST, &path, body).await?;
+        }
+        written += records;
+        if let Some(fault) = fault {
+            return Err(Error::new(fault.kind(), format!("{fault}; {}", durable_before(written))).into());
+        }
     }
-    Ok(count)
+    Ok(written)
 }
 
-fn push(body: &mut String, line: &str, number: u64, separator: Option<&str>) -> anyhow::Result<()> {
+fn durable_before(written: u64) -> String {
+    match written {
+        0 => "nothing was written".to_owned(),
+        1 => "the record before it is durable".to_owned(),
+        more => format!("the {more} records before it are durable"),
+    }
+}
+
+/// Adds a line as a record. Every line is one, so its number is that of the record.
+fn push(body: &mut String, line: Vec<u8>, number: u64, separator: Option<&str>) -> Result<(), Error> {
+    let line = String::from_utf8(line).map_err(|e| {
+        let place = e.utf8_error().valid_up_to() + 1;
+        Error::invalid(format!("line {number} is not valid UTF-8 at byte {place}"))
+    })?;
     let record = match separator {
         None => json!({ "value": line }),
         Some(separator) => {
@@ -67,11 +91,15 @@ fn push(body: &mut String, line: &str, number: u64, separator: Option<&str>) -> 
     Ok(())
 }
 
-/// Standard input by lines; reading it blocks, so it has a thread of its own.
-fn read_lines() -> mpsc::Receiver<std::io::Result<String>> {
+/// Standard input by lines, without their ends; reading it blocks, so it has a thread of its own.
+fn read_lines() -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
     let (lines, receiver) = mpsc::channel(WAITING_LINES);
     tokio::task::spawn_blocking(move || {
-        for line in std::io::stdin().lock().lines() {
+        for line in std::io::stdin().lock().split(b'\n') {
+            let line = line.map(|mut line| {
+                line.pop_if(|last| *last == b'\r');
+                line
+            });
             if lines.blocking_send(line).is_err() {
                 return;
             }

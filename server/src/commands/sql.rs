@@ -10,7 +10,7 @@ use axum::http::Method;
 use rustyline::error::ReadlineError;
 use serde_json::json;
 
-use super::{print_bytes, stop_signal};
+use super::{print_bytes, reach_existing, stop_signal};
 use crate::{
     cli::{Output, Sql},
     client::{Client, copy_body},
@@ -23,12 +23,13 @@ const HELP: &str = "\
 Statements end with a semicolon.
   \\d          all tables
   \\d TABLE    a table's columns
-  \\q          quit
+  \\? or help  this text
+  \\q or exit  quit
 ";
 
 pub async fn run(command: Sql) -> anyhow::Result<ExitCode> {
     let mut stop = stop_signal()?;
-    let client = Client::connect(&command.log, "sql").await?;
+    let client = reach_existing(&command.log, "sql").await?;
     let work = async {
         match &command.query {
             Some(query) => ask(&client, query, command.output).await,
@@ -56,12 +57,22 @@ async fn script(client: &Client, output: Output) -> anyhow::Result<()> {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)
     });
-    let (mut whole, rest) = statements(&text.await??);
-    whole.extend((!is_blank(&rest)).then_some(rest));
-    for statement in whole {
-        ask(client, &statement, output).await?;
+    let mut pending = String::new();
+    for line in text.await??.lines() {
+        if is_blank(&pending)
+            && let Some(word) = Meta::read(line)
+        {
+            match word {
+                Meta::Quit => return Ok(()),
+                word => word.run(client, output).await?,
+            }
+            continue;
+        }
+        for statement in take_statements(&mut pending, line) {
+            ask(client, &statement, output).await?;
+        }
     }
-    Ok(())
+    if is_blank(&pending) { Ok(()) } else { ask(client, &pending, output).await }
 }
 
 async fn shell(client: &Client, output: Output) -> anyhow::Result<()> {
@@ -83,23 +94,20 @@ async fn shell(client: &Client, output: Output) -> anyhow::Result<()> {
         .await?;
         editor = back;
         match line {
-            Ok(line) if pending.is_empty() && line.trim_start().starts_with('\\') => {
-                if !meta(client, line.trim(), output).await {
+            Ok(line) => {
+                let word = if pending.is_empty() { Meta::read(&line) } else { None };
+                if let Some(Meta::Quit) = word {
                     break;
                 }
-            }
-            Ok(line) => {
+                if let Some(word) = word {
+                    complain(word.run(client, output).await);
+                    continue;
+                }
                 if editor.add_history_entry(line.as_str())? {
                     history.push(line.clone());
                 }
-                pending.push_str(&line);
-                pending.push('\n');
-                let (whole, rest) = statements(&pending);
-                pending = if is_blank(&rest) { String::new() } else { rest };
-                for statement in whole {
-                    if let Err(error) = ask(client, &statement, output).await {
-                        eprintln!("error: {error:#}");
-                    }
+                for statement in take_statements(&mut pending, &line) {
+                    complain(ask(client, &statement, output).await);
                 }
             }
             Err(ReadlineError::Interrupted) => pending.clear(),
@@ -115,20 +123,53 @@ async fn shell(client: &Client, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A command of the shell itself; false ends it.
-async fn meta(client: &Client, line: &str, output: Output) -> bool {
-    let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-    let argument = argument.trim().trim_end_matches(';');
-    let result = match command {
-        "\\q" => return false,
-        "\\d" if argument.is_empty() => ask(client, "show tables", output).await,
-        "\\d" => ask(client, &format!("show columns from {argument}"), output).await,
-        _ => print_bytes(HELP.as_bytes()).map(drop),
-    };
+fn complain(result: anyhow::Result<()>) {
     if let Err(error) = result {
         eprintln!("error: {error:#}");
     }
-    true
+}
+
+/// A command of the shell itself, alone on its line.
+#[derive(Debug, PartialEq, Eq)]
+enum Meta {
+    Quit,
+    Help,
+    Tables,
+    Columns(String),
+}
+
+impl Meta {
+    /// The command that a line is, with or without a semicolon; none where it is SQL.
+    fn read(line: &str) -> Option<Self> {
+        let line = line.trim().trim_end_matches(';').trim_end();
+        let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (command.to_ascii_lowercase().as_str(), argument.trim()) {
+            ("exit" | "quit" | "\\q", "") => Some(Self::Quit),
+            ("help", "") => Some(Self::Help),
+            ("\\d", "") => Some(Self::Tables),
+            ("\\d", table) => Some(Self::Columns(table.to_owned())),
+            (other, _) if other.starts_with('\\') => Some(Self::Help),
+            _ => None,
+        }
+    }
+
+    async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
+        match self {
+            Self::Quit => Ok(()),
+            Self::Help => print_bytes(HELP.as_bytes()).map(drop),
+            Self::Tables => ask(client, "show tables", output).await,
+            Self::Columns(table) => ask(client, &format!("show columns from {table}"), output).await,
+        }
+    }
+}
+
+/// Adds a line to what waits for its semicolon, and takes out what is whole.
+fn take_statements(pending: &mut String, line: &str) -> Vec<String> {
+    pending.push_str(line);
+    pending.push('\n');
+    let (whole, rest) = statements(pending);
+    *pending = if is_blank(&rest) { String::new() } else { rest };
+    whole
 }
 
 /// Splits text at the semicolons that end statements; what follows the last one is the rest.
@@ -162,7 +203,32 @@ fn is_blank(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::statements;
+    use super::{Meta, statements, take_statements};
+
+    #[test]
+    fn words_alone_on_a_line_are_commands_with_and_without_a_semicolon() {
+        for line in ["exit", "quit;", " EXIT ; ", "\\q", "\\q;"] {
+            assert_eq!(Meta::read(line), Some(Meta::Quit), "{line}");
+        }
+        for line in ["help", "help;", "\\?", "\\?;", "\\what"] {
+            assert_eq!(Meta::read(line), Some(Meta::Help), "{line}");
+        }
+        assert_eq!(Meta::read("\\d;"), Some(Meta::Tables));
+        assert_eq!(Meta::read("\\d s.item;"), Some(Meta::Columns("s.item".into())));
+        for line in ["select 1;", "exit now", "helpful", "", "-- exit", "quit, help"] {
+            assert_eq!(Meta::read(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_statement_is_taken_when_its_semicolon_comes() {
+        let mut pending = String::new();
+        assert!(take_statements(&mut pending, "select 1 -- one;").is_empty());
+        assert_eq!(take_statements(&mut pending, ", 2; select"), ["select 1 -- one;\n, 2"]);
+        assert_eq!(pending, " select\n");
+        assert_eq!(take_statements(&mut pending, "3;"), [" select\n3"]);
+        assert!(pending.is_empty());
+    }
 
     #[test]
     fn semicolons_in_text_names_and_comments_end_nothing() {

@@ -5,16 +5,24 @@ use std::{io::ErrorKind, process::ExitCode};
 use tidemill_core::Error;
 
 use super::stop_signal;
-use crate::{cli::Start, node::Node};
-
-const HTTP_DEFAULT: &str = "127.0.0.1:7600";
+use crate::{
+    cli::{HTTP_DEFAULT, Start},
+    node::Node,
+};
 
 pub async fn run(command: Start) -> anyhow::Result<ExitCode> {
     let mut stop = stop_signal()?;
     let node = Node::own(&command.log.data_dir, "start").await?;
     let asked = command.listen.as_deref();
     match node.listen(asked.unwrap_or(HTTP_DEFAULT)).await {
-        Ok(address) => eprintln!("serving {} on http://{address}", command.log.data_dir.display()),
+        Ok(address) => {
+            if !address.ip().is_loopback() {
+                eprintln!(
+                    "warning: anybody who reaches {address} may read and write: there are no users and rights yet"
+                );
+            }
+            eprintln!("serving {} on http://{address}", command.log.data_dir.display());
+        }
         Err(error) if asked.is_none() && error.kind() == ErrorKind::AddrInUse => eprintln!(
             "port {HTTP_DEFAULT} is taken: no HTTP; commands with --data-dir {} work, and --listen HOST:PORT chooses another port",
             command.log.data_dir.display()

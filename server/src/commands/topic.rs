@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use axum::http::Method;
 use serde_json::{Value as Json, json};
 
-use super::print_bytes;
+use super::{count, print_bytes, reach, reach_existing};
 use crate::{
     cli::{Output, Topic},
     client::{Client, escape},
@@ -17,7 +17,10 @@ pub async fn run(command: Topic) -> anyhow::Result<ExitCode> {
         Topic::Create { log, .. } => (log, "topic create"),
         Topic::Delete { log, .. } => (log, "topic delete"),
     };
-    let client = Client::connect(target, name).await?;
+    let client = match &command {
+        Topic::Create { .. } => reach(target, name).await?,
+        _ => reach_existing(target, name).await?,
+    };
     let result = act(&client, &command).await;
     client.close().await?;
     result.map(|()| ExitCode::SUCCESS)
@@ -31,10 +34,14 @@ async fn act(client: &Client, command: &Topic) -> anyhow::Result<()> {
         }
         Topic::Create { name, partitions, .. } => {
             let body = json!({ "name": name, "partitions": partitions });
-            client.call(Method::POST, "/v1/topics", Some(body)).await.map(drop)
+            client.call(Method::POST, "/v1/topics", Some(body)).await?;
+            eprintln!("topic {name} made, {}", count(u64::from(*partitions), "partition"));
+            Ok(())
         }
         Topic::Delete { name, .. } => {
-            client.call(Method::DELETE, &format!("/v1/topics/{}", escape(name)), None).await.map(drop)
+            client.call(Method::DELETE, &format!("/v1/topics/{}", escape(name)), None).await?;
+            eprintln!("topic {name} deleted");
+            Ok(())
         }
     }
 }

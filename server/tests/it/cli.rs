@@ -82,6 +82,9 @@ fn what_is_not_there_is_named() {
     folder.run(&["sync", "run", "s.toml", "--data-dir", "data", "--once"]).ok();
     let run = |args: &[&str]| folder.run(&[args, &["--data-dir", "data"]].concat());
     run(&["consume", "nope", "-e"]).fails(3, &["topic \"nope\" does not exist"]);
+    run(&["consume", "s.itme", "-e"]).fails(3, &["topic \"s.itme\" does not exist; the nearest is s.item"]);
+    run(&["topic", "delete", "s.itme"]).fails(3, &["the nearest is s.item"]);
+    run(&["topic", "delete", "s.item"]).fails(4, &["s.item is written by sync s", "tidemill sync rm FILE"]);
     run(&["topic", "delete", "nope"]).fails(3, &["nope"]);
     run(&["sql", "selec 1"]).fails(2, &["selec"]);
     run(&["sql", "select * from itme"]).fails(3, &["no table itme", "nearest is", "item"]);
@@ -111,6 +114,9 @@ fn a_server_that_does_not_answer_is_told() {
             .run(&[command, &["--server", &server]].concat())
             .fails(69, &[&format!("127.0.0.1:{port} does not answer")]);
     }
+    folder
+        .run(&["topic", "list", "--server", "https://127.0.0.1:1"])
+        .fails(2, &["https is not supported; write http://HOST:PORT"]);
     folder.run(&["sql", "select 1", "--server", "http://"]).fails(2, &["is not a server's address"]);
     folder.run(&["sql", "select 1", "--server", "http://x/y"]).fails(2, &["is not a server's address"]);
     assert!(!folder.path("tidemill-data").exists(), "a client made a folder");
@@ -129,18 +135,78 @@ fn bad_flags_are_usage_errors() {
         &["consume", "t", "-n", "many"],
         &["topic", "list", "--server", "http://127.0.0.1:1", "--data-dir", "data"],
         &["sync", "verify", "s.toml", "--wait", "long"],
+        &["start", "--listen", "7600"],
+        &["start", "--listen", "localhost:port"],
+        &["start", "--listen", ":7600"],
     ] {
         folder.run(command).fails(2, &["--help"]).out.is_empty().then_some(()).expect("nothing on standard output");
     }
     folder.run(&["topic", "create", "t", "-p", "0"]).fails(2, &["partition"]);
     assert!(folder.run(&["--version"]).ok().starts_with("tidemill "));
+    assert!(folder.run(&["help", "sync"]).ok().contains("Compare source and target row by row"));
+    assert!(folder.run(&["--help"]).ok().contains("Exit codes: 0 ok"));
+    assert!(folder.run(&["start", "--help"]).ok().contains("[default: 127.0.0.1:7600"));
+}
+
+#[test]
+fn what_only_reads_makes_no_log() {
+    let folder = shop();
+    for command in [
+        &["sql", "select 1"][..],
+        &["consume", "t", "-e"],
+        &["topic", "list"],
+        &["topic", "delete", "t"],
+        &["sync", "rm", "s.toml"],
+        &["sync", "check", "s.toml"],
+    ] {
+        folder.run(&[command, &["--data-dir", "no data"]].concat()).fails(3, &["no log in no data"]);
+        assert!(!folder.path("no data").exists(), "{command:?} made a folder");
+    }
+    let made = folder.run(&["topic", "create", "hand", "--data-dir", "data"]);
+    assert_eq!((made.code, made.err.as_str()), (Some(0), "topic hand made, 1 partition\n"));
+    let wide = folder.run(&["topic", "create", "wide", "-p", "2", "--data-dir", "data"]);
+    assert_eq!(wide.err, "topic wide made, 2 partitions\n");
+    assert_eq!(folder.run(&["topic", "delete", "wide", "--data-dir", "data"]).err, "topic wide deleted\n");
+    let made = folder.run_with(&["produce", "t", "--data-dir", "new"], "one\n");
+    assert_eq!((made.code, made.err.as_str()), (Some(0), "topic t made\n1 record is durable in t\n"));
+}
+
+#[test]
+fn words_of_the_shell_work_in_scripts() {
+    let folder = Folder::new();
+    folder.run(&["topic", "create", "hand", "--data-dir", "data"]).ok();
+    let script = "select 1 as a;\nhelp\n\\d;\nexit;\nselect 2 as b;\n";
+    let out = folder.run_with(&["sql", "-o", "csv", "--data-dir", "data"], script).ok();
+    assert!(out.starts_with("a\n1\nStatements end with a semicolon.\n") && out.contains("hand"), "{out}");
+    assert!(!out.contains('b') || !out.contains("b\n2"), "{out}");
 }
 
 #[test]
 fn a_fault_in_a_line_ends_produce_and_says_which() {
     let folder = Folder::new();
     let done = folder.run_with(&["produce", "t", "-K", "=", "--data-dir", "data"], "a=1\nb\n");
-    done.fails(2, &["line 2 has no \"=\""]);
+    done.fails(2, &["line 2 has no \"=\" between key and value; the record before it is durable"]);
+    let consume = |topic: &str| folder.run(&["consume", topic, "-e", "--data-dir", "data"]).ok();
+    assert_eq!(consume("t"), "1\n");
+    let done = folder.run_with(&["produce", "u", "-K", "=", "--data-dir", "data"], "a=1\nb=2\nc\nd=4\n");
+    done.fails(2, &["line 3 has no \"=\"", "; the 2 records before it are durable"]);
+    assert_eq!(consume("u"), "1\n2\n");
+    let done = folder.bash("printf 'one\\n\\377bad\\nthree\\n' | tidemill produce v --data-dir data");
+    done.fails(2, &["line 2 is not valid UTF-8 at byte 1; the record before it is durable"]);
+    assert_eq!(consume("v"), "one\n");
+    let done = folder.run_with(&["produce", "w", "-K", "=", "--data-dir", "data"], "x\r\n");
+    done.fails(2, &["line 1 has no \"=\"", "; nothing was written"]);
+}
+
+#[test]
+fn an_address_that_others_reach_is_warned_of() {
+    let folder = Folder::new();
+    for (address, is_warned) in [("0.0.0.0:0", true), ("127.0.0.1:0", false)] {
+        let mut server = folder.start(&["start", "--listen", address, "--data-dir", "data"]);
+        server.wait_err("http://");
+        let done = server.stop("TERM");
+        assert_eq!(done.err.contains("may read and write: there are no users and rights yet"), is_warned, "{done:?}");
+    }
 }
 
 #[test]
