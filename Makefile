@@ -18,6 +18,7 @@ soak:
 # Figures of this machine, in release.
 bench:
 	$(CARGO) test --release --locked -p tidemill-streams --test it speed -- --ignored --nocapture
+	$(CARGO) test --release --locked -p tidemill-sql --test it arrow_windows -- --ignored --nocapture
 	$(CARGO) run --release --locked -p tidemill -- bench log
 
 build:

@@ -26,6 +26,9 @@ pub trait Keyer<D>: Send + 'static {
     #[must_use]
     fn fresh(&self) -> Self;
 
+    /// Says that about `groups` keys are to be expected. A keyer may make room for them at once.
+    fn expect(&mut self, _groups: usize) {}
+
     /// Number of keys met: all group numbers are below.
     fn len(&self) -> usize;
 
@@ -69,6 +72,15 @@ struct Interned<K> {
 impl<K: Hash + Eq> Interned<K> {
     fn new(hasher: DefaultHashBuilder) -> Self {
         Self { keys: Vec::new(), numbers: HashTable::new(), hasher }
+    }
+
+    fn expect(&mut self, groups: usize)
+    where
+        K: Hash,
+    {
+        self.keys.reserve(groups);
+        let (keys, hasher) = (&self.keys, &self.hasher);
+        self.numbers.reserve(groups, |number| hasher.hash_one(&keys[*number as usize]));
     }
 
     #[inline(always)]
@@ -138,6 +150,10 @@ where
         Self { key: self.key.clone(), interned: Interned::new(self.interned.hasher.clone()), rows: PhantomData }
     }
 
+    fn expect(&mut self, groups: usize) {
+        self.interned.expect(groups);
+    }
+
     fn len(&self) -> usize {
         self.interned.keys.len()
     }
@@ -200,6 +216,10 @@ where
 
     fn fresh(&self) -> Self {
         Self { key: self.key.clone(), interned: Interned::new(self.interned.hasher.clone()), rows: PhantomData }
+    }
+
+    fn expect(&mut self, groups: usize) {
+        self.interned.expect(groups);
     }
 
     fn len(&self) -> usize {

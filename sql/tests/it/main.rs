@@ -1,5 +1,6 @@
 //! SQL over an in-memory log of real batches, with SQLite as the oracle where both can answer.
 
+mod arrow_windows;
 mod chinook;
 mod log;
 mod music;

@@ -59,6 +59,8 @@ pub struct WindowAggregate<D, K, A> {
     /// The watermark less the end of input: at least where the newest closed window had to close.
     reached: i64,
     open: BTreeMap<i64, Pane<K, A>>,
+    /// Groups of the window that closed last: about as many the next one will have.
+    expected: usize,
     /// Changelog keys of groups that closed since the last barrier.
     gone: Vec<Bytes>,
     groups: Vec<u32>,
@@ -82,6 +84,7 @@ where
             watermark: i64::MIN,
             reached: i64::MIN,
             open: BTreeMap::new(),
+            expected: 0,
             gone: Vec::new(),
             groups: Vec::new(),
             by_window: ByWindow::default(),
@@ -117,7 +120,15 @@ where
             rows.for_each(|row| late.push(row as u32));
             return Ok(());
         }
-        let pane = || Pane::new(window.start, self.keyer.fresh(), self.agg.fresh());
+        // Not for many at once: they cannot all be as large.
+        let has_room = self.open.len() < 4;
+        let pane = || {
+            let mut keys = self.keyer.fresh();
+            if has_room {
+                keys.expect(self.expected);
+            }
+            Pane::new(window.start, keys, self.agg.fresh())
+        };
         self.open.entry(window.start).or_insert_with(pane).add(chunk, rows, self.updating, &mut self.groups)
     }
 
@@ -138,6 +149,7 @@ where
                 break;
             }
             let pane = first.remove();
+            self.expected = pane.groups();
             self.reached = self.reached.max(window.end.saturating_add(self.windows.grace_ms()));
             for key in pane.stored_keys() {
                 self.gone.push(key?);

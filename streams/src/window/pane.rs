@@ -37,6 +37,11 @@ impl<K, A> Pane<K, A> {
         Self { start, keys, aggs, counts: Vec::new(), is_dirty: Vec::new(), dirty: Vec::new(), stored: Vec::new() }
     }
 
+    /// Number of groups that ever had a row.
+    pub(super) fn groups(&self) -> usize {
+        self.stored.len()
+    }
+
     /// Adds rows of a chunk. `groups` is room to work in.
     pub(super) fn add<D>(
         &mut self,
