@@ -2,6 +2,8 @@
 //! proof that its interfaces carry both, as live queries will need; what it costs beside a loop by hand is printed by
 //! `make bench`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     collections::BTreeMap,
     hash::BuildHasher,
