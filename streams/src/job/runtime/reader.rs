@@ -120,7 +120,8 @@ impl Reader {
             match self.ready(&inputs, now).await? {
                 Some(ready) => {
                     began.get_or_insert(now);
-                    bytes += self.read(&inputs[ready]).await?;
+                    let input = &inputs[ready];
+                    bytes += self.read(input, ends.and_then(|ends| ends.get(&input.0)).copied()).await?;
                 }
                 None => {
                     let is_quiet = !self.wait(&inputs, left, control).await?;
@@ -154,8 +155,8 @@ impl Reader {
         Ok(first)
     }
 
-    async fn read(&mut self, (id, partition, offset): &Input) -> Result<usize> {
-        let options = FetchOptions { max_bytes: FETCH_BYTES, ..FetchOptions::default() };
+    async fn read(&mut self, (id, partition, offset): &Input, end: Option<i64>) -> Result<usize> {
+        let options = FetchOptions { max_bytes: FETCH_BYTES, end, ..FetchOptions::default() };
         let Chunk { records, next_offset } = self.session.fetch(partition, *offset, &options).await?;
         let size = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
         let bytes = records.iter().map(|record| size(&record.key) + size(&record.value) + 32).sum();
