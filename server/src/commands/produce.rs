@@ -5,9 +5,9 @@ use std::{io::BufRead, process::ExitCode};
 use axum::http::Method;
 use serde_json::json;
 use tidemill_core::{Error, ErrorKind};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::{count, reach};
+use super::{count, reach, stop_signal};
 use crate::{
     cli::Produce,
     client::{Client, escape},
@@ -15,20 +15,24 @@ use crate::{
 
 /// Lines that wait to be sent; the reader of standard input waits beyond.
 const WAITING_LINES: usize = 10_000;
+/// The exit code of a command that a signal ended, as shells have it.
+const INTERRUPTED: u8 = 130;
 /// One request's lines are durable together; more go into the next.
 const REQUEST_BYTES: usize = 512 << 10;
 
 pub async fn run(command: Produce) -> anyhow::Result<ExitCode> {
+    let mut stop = stop_signal()?;
     let client = reach(&command.log, "produce").await?;
-    let result = send_lines(&client, &command).await;
+    let result = send_lines(&client, &command, &mut stop).await;
     client.close().await?;
     let written = result?;
     let are = if written == 1 { "is" } else { "are" };
     eprintln!("{} {are} durable in {}", count(written, "record"), command.topic);
-    Ok(ExitCode::SUCCESS)
+    Ok(if *stop.borrow() { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-async fn send_lines(client: &Client, command: &Produce) -> anyhow::Result<u64> {
+/// Sends lines to the end of standard input, or until it is stopped: what was begun is finished first.
+async fn send_lines(client: &Client, command: &Produce, stop: &mut watch::Receiver<bool>) -> anyhow::Result<u64> {
     let body = json!({ "name": command.topic, "partitions": 1 });
     match client.call(Method::POST, "/v1/topics", Some(body)).await {
         Ok(_) => eprintln!("topic {} made", command.topic),
@@ -38,7 +42,12 @@ async fn send_lines(client: &Client, command: &Produce) -> anyhow::Result<u64> {
     let path = format!("/v1/topics/{}/records", escape(&command.topic));
     let mut lines = read_lines();
     let mut written = 0;
-    while let Some(first) = lines.recv().await {
+    loop {
+        let first = tokio::select! {
+            line = lines.recv() => line,
+            _ = stop.wait_for(|stop| *stop) => None,
+        };
+        let Some(first) = first else { return Ok(written) };
         let (mut body, mut records, mut fault) = (String::new(), 0, None);
         let mut line = Some(first);
         while let Some(bytes) = line {
@@ -60,7 +69,6 @@ async fn send_lines(client: &Client, command: &Produce) -> anyhow::Result<u64> {
             return Err(Error::new(fault.kind(), format!("{fault}; {}", durable_before(written))).into());
         }
     }
-    Ok(written)
 }
 
 fn durable_before(written: u64) -> String {
