@@ -305,8 +305,9 @@ fn unmet_writes((inserts, updates, deletes): (u64, u64, u64)) -> Vec<String> {
 /// The same question in Tidemill's SQL, over the log.
 fn sql_query() -> String {
     format!(
-        "select p.title, o.window_start, count(*) as orders, sum(o.cents) as cents \
-         from TUMBLE(TABLE orders, DESCRIPTOR(ordered_at), INTERVAL '{} seconds') o join products p on p.sku = o.sku \
+        "select p.title, o.window_start, count(*) as orders, sum(o.cents) as cents\n  \
+         from TUMBLE(TABLE orders, DESCRIPTOR(ordered_at), INTERVAL '{} seconds') o\n  \
+         join products p on p.sku = o.sku\n  \
          group by p.title, o.window_start order by o.window_start desc, cents desc limit 10",
         revenue::WINDOW.as_secs()
     )
