@@ -69,12 +69,18 @@ async fn follow(file: &Path, options: RunOptions, log: &Owned) -> anyhow::Result
 /// The commands that an error names work on the same log.
 fn with_data_dir(error: anyhow::Error, file: &Path, log: &Owned) -> anyhow::Error {
     let Some(known) = error.downcast_ref::<Error>() else { return error };
-    let (file, folder) = (shell_word(&file.to_string_lossy()), shell_word(&log.data_dir.to_string_lossy()));
-    let text = ["run", "rm"].iter().fold(known.to_string(), |text, verb| {
+    let folder = shell_word(&log.data_dir.to_string_lossy());
+    Error::new(known.kind(), on_log(&known.to_string(), file, &folder)).into()
+}
+
+/// Puts the log's folder into the commands of a message. `DIR` where it is not known: what a command would take by
+/// itself may be another log.
+fn on_log(text: &str, file: &Path, folder: &str) -> String {
+    let file = shell_word(&file.to_string_lossy());
+    ["run", "rm"].iter().fold(text.to_owned(), |text, verb| {
         let command = format!("tidemill sync {verb} {file}");
         text.replace(&command, &format!("{command} --data-dir {folder}"))
-    });
-    Error::new(known.kind(), text).into()
+    })
 }
 
 /// Runs all syncs of a file to their end. One that fails is told at once, and the others go on; the code of the first.
@@ -140,7 +146,7 @@ async fn examine(file: &Path, data_dir: Option<&Path>) -> anyhow::Result<ExitCod
             if let Some(cure) = finding.cure {
                 let cure = match &log {
                     Some(log) => with_data_dir(Error::conflict(cure).into(), &spec.file, log).to_string(),
-                    None => cure,
+                    None => on_log(&cure, &spec.file, "DIR"),
                 };
                 println!("         {cure}");
             }
@@ -163,7 +169,7 @@ async fn compare(file: &Path, wait: Option<f64>) -> anyhow::Result<ExitCode> {
             print_verdict(&name, &verdict);
             if !verdict.is_equal() {
                 let cure = format!("tidemill sync run FILE --recopy {}", shell_word(&verdict.table));
-                println!("        to copy the table anew: {}", with_file(&cure, &file));
+                println!("        to copy the table anew: {}", on_log(&with_file(&cure, &file), &file, "DIR"));
             }
         }
     }

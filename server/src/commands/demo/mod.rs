@@ -289,7 +289,8 @@ async fn differing_tables(file: &Path) -> anyhow::Result<Vec<String>> {
 
 fn unmet_windows(findings: &Findings) -> Vec<String> {
     if findings.windows > 0 && findings.faults.is_empty() {
-        println!("  {} windows of the job, each equal to what SQLite answers to\n", findings.windows);
+        let windows = super::count(findings.windows as u64, "window");
+        println!("  {windows} of the job, each equal to what SQLite answers to\n");
         println!("    {}\n", revenue::sqlite_query());
     }
     let none = (findings.windows == 0).then(|| "the job closed no window".to_owned());
@@ -331,9 +332,20 @@ fn verdict(unmet: &[String]) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// The folder of this binary, where a shell would not find it by its name.
+fn bin_out_of_path() -> Option<PathBuf> {
+    let binary = std::env::current_exe().ok()?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_found = std::env::split_paths(&path).any(|folder| folder.join("tidemill").exists());
+    if is_found { None } else { binary.parent().map(Path::to_owned) }
+}
+
 fn go_on(folder: &Path, is_temporary: bool) {
     let word = |file: &str| shell_word(&folder.join(file).to_string_lossy());
     println!("\nThe files are in {}. To go on by hand:\n", folder.display());
+    if let Some(bin) = bin_out_of_path() {
+        println!("  export PATH={}:$PATH", shell_word(&bin.to_string_lossy()));
+    }
     println!("  tidemill sync run {} --data-dir {}", word("shop.toml"), word("data"));
     println!("  tidemill sql --data-dir {} 'select count(*) from orders'", word("data"));
     if is_temporary {

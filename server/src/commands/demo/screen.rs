@@ -1,4 +1,4 @@
-//! Where the demo's scenes go: redrawn in place on a terminal, lines elsewhere.
+//! Where the demo's scenes go: redrawn in place on a terminal that is high enough, lines elsewhere.
 
 use std::time::Duration;
 
@@ -6,9 +6,14 @@ use console::Term;
 
 use super::scene::Scene;
 
+/// Rows that a terminal must have, so that the cursor can go back to the table's first line.
+const LEAST_ROWS: u16 = 18;
+
 /// How the demo is shown.
 pub struct Screen {
     term: Term,
+    /// Whether the table is redrawn in place.
+    is_live: bool,
     drawn: usize,
     told_seconds: Option<u64>,
     /// End of the last window that was told of.
@@ -17,16 +22,18 @@ pub struct Screen {
 
 impl Screen {
     pub fn new() -> Self {
-        Self { term: Term::stdout(), drawn: 0, told_seconds: None, told_window: i64::MIN }
+        let term = Term::stdout();
+        let is_live = term.is_term() && term.size().0 >= LEAST_ROWS;
+        Self { term, is_live, drawn: 0, told_seconds: None, told_window: i64::MIN }
     }
 
     /// How often there is something new to see.
     pub fn interval(&self) -> Duration {
-        Duration::from_millis(if self.term.is_term() { 250 } else { 200 })
+        Duration::from_millis(if self.is_live { 250 } else { 200 })
     }
 
     pub fn show(&mut self, scene: &Scene) -> std::io::Result<()> {
-        match self.term.is_term() {
+        match self.is_live {
             true => self.redraw(scene),
             false => self.tell(scene),
         }
@@ -39,7 +46,8 @@ impl Screen {
         // One write a frame: a terminal that shows half of it would flicker.
         let mut frame = String::new();
         if self.drawn > 0 {
-            frame.push_str(&format!("\x1b[{}A", self.drawn));
+            // An echoed ^C has moved the cursor to the right.
+            frame.push_str(&format!("\r\x1b[{}A", self.drawn));
         }
         for line in &lines {
             frame.push_str(&format!("{line}\x1b[K\n"));
