@@ -97,7 +97,12 @@ fn verify_sees_what_differs_and_rm_leaves_the_source_as_it_was() {
         folder.sql("replica.db", &[damage]);
         let done = folder.run(&["sync", "verify", "s.toml", "--wait", "0"]);
         assert_eq!(done.code, Some(1), "{done:?}");
-        for said in ["differs s.item", count, row, "copy the table anew: tidemill sync run s.toml --data-dir DIR --recopy item\n"] {
+        for said in [
+            "differs s.item",
+            count,
+            row,
+            "copy the table anew: tidemill sync run s.toml --data-dir DIR --recopy item\n",
+        ] {
             assert!(done.out.contains(said), "{damage}: {}", done.out);
         }
     }
