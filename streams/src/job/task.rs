@@ -283,6 +283,6 @@ pub(super) fn to_position<T: Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value).map_err(|e| Error::internal("encode a position").with_source(e))
 }
 
-pub(super) fn from_position<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
+pub(crate) fn from_position<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| Error::corrupt(format!("position {text:?} is malformed")).with_source(e))
 }

@@ -270,6 +270,21 @@ async fn a_topic_that_is_not_there_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changelog_whose_start_is_not_told_is_not_read_from_anywhere() {
+    let bench = Bench::new(&[(IN, 1)]).await;
+    bench.push(IN, 0, &1).await;
+    bench.drain(counts().0).await.unwrap();
+    let step = "step";
+    let positions = bench.session().await.positions("job.test").await.unwrap();
+    assert!(positions.contains_key(&format!("watermark:{step}")), "{positions:?}");
+    let mut writer = bench.session().await.writer("job.test").await.unwrap();
+    writer.set_position(&format!("changelog:{step}:7"), Some("somewhere".into()));
+    writer.commit().await.unwrap();
+    let error = bench.drain(counts().0).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_made_anew_is_noticed_stopped_and_running() {
     let bench = Arc::new(Bench::new(&[(IN, 1)]).await);
     let session = bench.session().await;

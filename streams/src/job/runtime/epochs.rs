@@ -82,11 +82,13 @@ impl Run {
     /// Puts an epoch into the writer's transaction, and returns what to show once it is committed.
     async fn write(&mut self, epoch: Epoch) -> Result<Vec<Publish>> {
         let names = &self.reader.task()?.graph.outputs;
-        let mut records: BTreeMap<TopicPartition, Vec<Record>> = BTreeMap::new();
+        let mut records: BTreeMap<(usize, u32), Vec<Record>> = BTreeMap::new();
         for (output, record) in epoch.records {
             let partition = record.key.as_ref().map_or(0, |key| partition_of(key, self.outputs[output]));
-            records.entry(TopicPartition::new(&names[output], partition)).or_default().push(record);
+            records.entry((output, partition)).or_default().push(record);
         }
+        let named = |((output, partition), records)| (TopicPartition::new(&names[output], partition), records);
+        let records: Vec<(TopicPartition, Vec<Record>)> = records.into_iter().map(named).collect();
         for (to, records) in records {
             append(&mut *self.writer, &to, records).await?;
         }

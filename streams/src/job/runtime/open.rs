@@ -19,7 +19,7 @@ use crate::{
         changelog,
         changelog::Restore,
         input::InputId,
-        task::{Task, step_position},
+        task::{Task, from_position, step_position},
     },
     state::KEY_GROUPS,
 };
@@ -130,7 +130,7 @@ async fn restore(
         let from = TopicPartition::new(topic, key_group);
         let end = end_of(&*session, &from).await?;
         let start = stored.get(&changelog::start_position(step, key_group));
-        let mut offset = start.and_then(|offset| offset.parse().ok()).unwrap_or(0);
+        let mut offset: i64 = start.map(|start| from_position(start)).transpose()?.unwrap_or(0);
         if offset == end {
             continue;
         }
