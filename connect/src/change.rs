@@ -25,6 +25,9 @@ pub struct Column {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TableSchema {
+    /// The schema that the table is in; `None` where the database has none (SQLite).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
     /// The table's name in the source, case kept.
     pub name: String,
     /// All columns, in the source's order.
@@ -32,6 +35,14 @@ pub struct TableSchema {
 }
 
 impl TableSchema {
+    /// The name that patterns, messages and positions use: `schema.table`, or the table's alone.
+    pub fn full_name(&self) -> String {
+        match &self.schema {
+            Some(schema) => format!("{schema}.{}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
     /// Indexes into `columns` of the key columns, in key order.
     pub fn key_columns(&self) -> Vec<usize> {
         let mut places: Vec<(u32, usize)> =
@@ -80,13 +91,21 @@ impl TableSchema {
 }
 
 /// One value of a row. SQL NULL is `Null`.
+///
+/// Exact decimals, dates, times, JSON and UUIDs are `Text` in the spelling that [`Kind`](crate::types::Kind) tells.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// SQL NULL.
     Null,
+    /// The row's value of this column is what it was before: the source does not tell it, and could not be asked.
+    Unchanged,
+    /// True or false.
+    Boolean(bool),
     /// A signed 64-bit integer.
     Integer(i64),
-    /// A double; NaN does not occur, infinities may.
+    /// An integer beyond `i64::MAX`; smaller ones are `Integer`, so that equal numbers are equal values.
+    Unsigned(u64),
+    /// A double; infinities and, from some sources, NaN may occur.
     Real(f64),
     /// Valid UTF-8 text, which may hold NUL characters.
     Text(String),
@@ -98,6 +117,59 @@ pub enum Value {
 
 /// The values of one row, in the order of the table's columns (or of its key).
 pub type Row = Vec<Value>;
+
+/// A key value inside a stored position. Reals are kept as their bits: JSON has no infinity and no -0.0 of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoredValue {
+    /// SQL NULL.
+    Null,
+    /// True or false.
+    Bool(bool),
+    /// An integer.
+    Int(i64),
+    /// An integer beyond `i64::MAX`.
+    Unsigned(u64),
+    /// The bits of a double.
+    Real(u64),
+    /// Valid text.
+    Text(String),
+    /// Invalid text, byte for byte.
+    InvalidText(Vec<u8>),
+    /// A blob.
+    Blob(Vec<u8>),
+}
+
+impl From<&Value> for StoredValue {
+    fn from(value: &Value) -> Self {
+        match value {
+            // No key has a value that is not told.
+            Value::Null | Value::Unchanged => Self::Null,
+            Value::Boolean(b) => Self::Bool(*b),
+            Value::Unsigned(u) => Self::Unsigned(*u),
+            Value::Integer(i) => Self::Int(*i),
+            Value::Real(r) => Self::Real(r.to_bits()),
+            Value::Text(text) => Self::Text(text.clone()),
+            Value::InvalidText(bytes) => Self::InvalidText(bytes.clone()),
+            Value::Blob(bytes) => Self::Blob(bytes.clone()),
+        }
+    }
+}
+
+impl From<&StoredValue> for Value {
+    fn from(value: &StoredValue) -> Self {
+        match value {
+            StoredValue::Null => Self::Null,
+            StoredValue::Bool(b) => Self::Boolean(*b),
+            StoredValue::Unsigned(u) => Self::Unsigned(*u),
+            StoredValue::Int(i) => Self::Integer(*i),
+            StoredValue::Real(bits) => Self::Real(f64::from_bits(*bits)),
+            StoredValue::Text(text) => Self::Text(text.clone()),
+            StoredValue::InvalidText(bytes) => Self::InvalidText(bytes.clone()),
+            StoredValue::Blob(bytes) => Self::Blob(bytes.clone()),
+        }
+    }
+}
 
 /// What happened to a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,7 +197,8 @@ pub struct Change {
     pub before: Option<Row>,
     /// The whole row after, for `Read`, `Create` and `Update`.
     pub after: Option<Row>,
-    /// The source's own number of the change (SQLite: the capture sequence); 0 for `Read`.
+    /// The source's own number of the change (SQLite: the capture sequence, PostgreSQL: the commit's LSN, MariaDB: the
+    /// transaction's sequence number); 0 for `Read`.
     pub sequence: i64,
 }
 
@@ -137,6 +210,7 @@ mod tests {
     fn changes_are_told_by_name_and_types_only_where_they_differ() {
         type Spec = (&'static str, &'static str, bool, Option<u32>);
         let shape = |columns: &[Spec]| TableSchema {
+            schema: None,
             name: "t".into(),
             columns: columns
                 .iter()

@@ -3,78 +3,44 @@
 //! The key is a canonical JSON object of the key columns in key order, so that equal keys have equal bytes. The value is
 //! `{"before", "after", "op", "source", "ts_ms"}`. A delete is its event and a tombstone. A value that does not fit what
 //! its column declares, and every blob, infinity and invalid text, is a tagged object: `{"$blob": "<base64>"}`,
-//! `{"$real": "Infinity"}`, `{"$text": "abc"}`, `{"$integer": 5}`, `{"$bytes": "<base64>"}` (invalid text).
+//! `{"$real": "Infinity"}`, `{"$text": "abc"}`, `{"$integer": 5}`, `{"$boolean": true}`, `{"$bytes": "<base64>"}` (invalid
+//! text), `{"$unchanged": true}` (a value that the source did not tell).
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value as Json, json};
-use tidemill_core::record::{FetchedRecord, Header, Record, Timestamp};
+use tidemill_core::{
+    record::{FetchedRecord, Header, Record, Timestamp},
+    topic,
+};
 
 use crate::{
     Error, Result,
     change::{Change, Op, Row, TableSchema, Value},
+    types::Dialect,
 };
+
+pub use crate::types::Kind;
 
 /// Header that names the schema (by its id in `_tidemill.schemas`) a value was written with.
 pub const SCHEMA_HEADER: &str = "tm-schema";
-
-/// What values of a column look like to readers that want one type a column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// 64-bit integers.
-    Integer,
-    /// Doubles; integers among them are widened.
-    Real,
-    /// Text; dates and times as the source writes them.
-    Text,
-    /// Bytes.
-    Blob,
-    /// No type declared: any value.
-    Any,
-}
-
-impl Kind {
-    /// The kind that SQLite's rules of affinity give a declared type, with dates and times as text.
-    pub fn of_sqlite(declared_type: &str) -> Self {
-        let upper = declared_type.to_ascii_uppercase();
-        let has = |parts: &[&str]| parts.iter().any(|part| upper.contains(part));
-        if has(&["INT", "BOOL"]) {
-            Self::Integer
-        } else if has(&["CHAR", "CLOB", "TEXT", "DATE", "TIME"]) {
-            Self::Text
-        } else if has(&["BLOB"]) {
-            Self::Blob
-        } else if upper.trim().is_empty() || upper == "ANY" {
-            Self::Any
-        } else {
-            Self::Real
-        }
-    }
-
-    fn fits(self, value: &Value) -> bool {
-        match self {
-            _ if *value == Value::Null => true,
-            Self::Any => true,
-            Self::Integer => matches!(value, Value::Integer(_)),
-            Self::Real => matches!(value, Value::Integer(_) | Value::Real(_)),
-            Self::Text => matches!(value, Value::Text(_)),
-            Self::Blob => matches!(value, Value::Blob(_)),
-        }
-    }
-}
 
 /// What `_tidemill.schemas` holds under a schema's id: the table a topic's values describe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopicSchema {
-    /// Number of the schema, unique among those the log holds; a table whose columns change gets a new one.
+    /// Number of the schema, unique among those the log holds; a table whose columns change gets a new one. 0 before it
+    /// is stored.
     pub id: u64,
+    /// The schema that the topic's rows were copied under: another one than before means that all rows come again. With
+    /// the same one, columns were added or widened and the rows that were there stay. `None` is this schema itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<u64>,
     /// The topic.
     pub topic: String,
-    /// The kind of source, `sqlite`.
-    pub connector: String,
+    /// The kind of source.
+    pub connector: Dialect,
     /// The sync that fills the topic; the schema's name in SQL.
     pub sync: String,
     /// The table, with its columns.
@@ -87,6 +53,24 @@ impl TopicSchema {
     /// The schema's record key.
     pub fn record_key(id: u64) -> String {
         id.to_string()
+    }
+
+    /// What a table's topic will hold, with no number yet.
+    pub fn draft(sync: &str, connector: Dialect, table: &TableSchema) -> Self {
+        Self {
+            id: 0,
+            copy: None,
+            topic: topic_of(sync, table),
+            connector,
+            sync: sync.to_owned(),
+            kinds: table.columns.iter().map(|column| connector.kind(&column.declared_type)).collect(),
+            table: table.clone(),
+        }
+    }
+
+    /// The schema that the rows were copied under.
+    pub fn copy_id(&self) -> u64 {
+        self.copy.unwrap_or(self.id)
     }
 
     /// Reads a schema record's value.
@@ -106,7 +90,7 @@ impl TopicSchema {
             "after": row(&change.after),
             "op": op_letter(change.op),
             "source": {
-                "connector": self.connector, "sync": self.sync, "table": self.table.name, "seq": change.sequence,
+                "connector": self.connector, "sync": self.sync, "table": self.table.full_name(), "seq": change.sequence,
             },
             "ts_ms": now.0,
         });
@@ -180,6 +164,14 @@ struct EventSource {
     seq: i64,
 }
 
+/// The topic of a table of a sync: `<sync>.<schema>.<table>`, without the schema where the database has none.
+pub fn topic_of(sync: &str, table: &TableSchema) -> String {
+    match &table.schema {
+        Some(schema) => format!("{sync}.{}.{}", topic::escape(schema), topic::escape(&table.name)),
+        None => format!("{sync}.{}", topic::escape(&table.name)),
+    }
+}
+
 fn op_letter(op: Op) -> &'static str {
     match op {
         Op::Read => "r",
@@ -193,11 +185,17 @@ fn encode_value(kind: Kind, value: &Value) -> Json {
     let fits = kind.fits(value);
     match value {
         Value::Null => Json::Null,
+        Value::Unchanged => json!({ "$unchanged": true }),
+        Value::Boolean(b) if fits => json!(b),
+        Value::Boolean(b) => json!({ "$boolean": b }),
         Value::Integer(i) if fits => json!(i),
         Value::Integer(i) => json!({ "$integer": i }),
+        Value::Unsigned(u) if fits => json!(u),
+        Value::Unsigned(u) => json!({ "$integer": u }),
         Value::Real(r) => match Number::from_f64(*r) {
             Some(number) if fits => Json::Number(number),
             Some(number) => json!({ "$real": number }),
+            None if r.is_nan() => json!({ "$real": "NaN" }),
             None => json!({ "$real": if *r > 0.0 { "Infinity" } else { "-Infinity" } }),
         },
         Value::Text(text) if fits => json!(text),
@@ -215,8 +213,9 @@ pub fn decode_value(json: Json) -> Result<Value> {
     let fault = |json: &Json| Error::corrupt(format!("value {json} is none that a source writes"));
     match &json {
         Json::Null => Ok(Value::Null),
-        Json::Number(number) => match number.as_i64() {
-            Some(integer) => Ok(Value::Integer(integer)),
+        Json::Bool(boolean) => Ok(Value::Boolean(*boolean)),
+        Json::Number(number) => match integer(&json) {
+            Some(integer) => Ok(integer),
             None => number.as_f64().map(Value::Real).ok_or_else(|| fault(&json)),
         },
         Json::String(_) => match json {
@@ -224,18 +223,25 @@ pub fn decode_value(json: Json) -> Result<Value> {
             _ => unreachable!("matched above"),
         },
         Json::Object(object) => decode_tagged(object).ok_or_else(|| fault(&json)),
-        Json::Bool(_) | Json::Array(_) => Err(fault(&json)),
+        Json::Array(_) => Err(fault(&json)),
     }
+}
+
+fn integer(json: &Json) -> Option<Value> {
+    json.as_i64().map(Value::Integer).or_else(|| json.as_u64().map(Value::Unsigned))
 }
 
 fn decode_tagged(object: &Map<String, Json>) -> Option<Value> {
     let (tag, content) = object.iter().next().filter(|_| object.len() == 1)?;
     let bytes = || BASE64_STANDARD.decode(content.as_str()?).ok();
     match tag.as_str() {
-        "$integer" => content.as_i64().map(Value::Integer),
+        "$unchanged" => (*content == Json::Bool(true)).then_some(Value::Unchanged),
+        "$boolean" => content.as_bool().map(Value::Boolean),
+        "$integer" => integer(content),
         "$real" => match content.as_str() {
             Some("Infinity") => Some(Value::Real(f64::INFINITY)),
             Some("-Infinity") => Some(Value::Real(f64::NEG_INFINITY)),
+            Some("NaN") => Some(Value::Real(f64::NAN)),
             Some(_) => None,
             None => content.as_f64().map(Value::Real),
         },
@@ -264,9 +270,8 @@ mod tests {
             column("v", "NUMERIC(10,2)", None),
             column("x", "", None),
         ];
-        let kinds = columns.iter().map(|c| Kind::of_sqlite(&c.declared_type)).collect();
-        let table = TableSchema { name: "t".into(), columns };
-        TopicSchema { id: 7, topic: "s.t".into(), connector: "sqlite".into(), sync: "s".into(), table, kinds }
+        let table = TableSchema { schema: None, name: "t".into(), columns };
+        TopicSchema { id: 7, ..TopicSchema::draft("s", Dialect::Sqlite, &table) }
     }
 
     #[test]
@@ -294,13 +299,19 @@ mod tests {
             Value::Real(9.223372036854776e18),
             Value::Real(f64::INFINITY),
             Value::Real(f64::NEG_INFINITY),
+            Value::Real(f64::NAN),
+            Value::Boolean(true),
+            Value::Unsigned(u64::MAX),
+            Value::Unchanged,
             Value::Text("a\0b \u{1F300}".into()),
             Value::Text(r#"{"$blob":"AA=="}"#.into()),
             Value::InvalidText(vec![0xff, 0x41]),
             Value::Blob((0..=255).collect()),
             Value::Blob(vec![]),
         ];
-        for kind in [Kind::Integer, Kind::Real, Kind::Text, Kind::Blob, Kind::Any] {
+        for kind in
+            [Kind::Integer, Kind::Real, Kind::Text, Kind::Blob, Kind::Any, Kind::Unsigned, Kind::Boolean, Kind::Json]
+        {
             for value in &odd {
                 let text = encode_value(kind, value).to_string();
                 let back = decode_value(serde_json::from_str(&text).expect("json")).expect("own value");
@@ -330,7 +341,7 @@ mod tests {
             "{}",
             r#"{"op":"z","source":{"seq":1}}"#,
             r#"{"op":"c","source":{"seq":1}}"#,
-            r#"{"op":"c","source":{"seq":1},"after":{"a":true}}"#,
+            r#"{"op":"c","source":{"seq":1},"after":{"a":[]}}"#,
         ] {
             assert!(schema().decode_event(text.as_bytes()).is_err(), "{text}");
         }

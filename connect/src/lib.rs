@@ -4,7 +4,11 @@ pub mod change;
 pub mod command;
 pub mod connector;
 pub mod converter;
+pub mod diff;
+pub mod endpoint;
 pub mod sqlite;
 pub mod sync;
+pub mod translate;
+pub mod types;
 
 pub use tidemill_core::{Error, ErrorKind, Result};

@@ -170,7 +170,7 @@ fn columns(conn: &Connection, table: &str) -> Result<(TableSchema, Vec<ColumnDet
         .collect::<rusqlite::Result<Vec<_>>>()
         .map_err(fail)?;
     let (columns, details) = rows.into_iter().unzip();
-    Ok((TableSchema { name: table.to_owned(), columns }, details))
+    Ok((TableSchema { schema: None, name: table.to_owned(), columns }, details))
 }
 
 struct Index {

@@ -6,66 +6,10 @@ use std::path::Path;
 use rusqlite::{Connection, params_from_iter};
 
 use super::catalog::{inspect_one, open_source};
-use super::value::{Bound, compare_keys, identifier, literal, read_row, same_row, sqlite_error};
+use super::value::{Bound, compare_keys, identifier, read_row, same_row, sqlite_error};
 use crate::Result;
-use crate::change::{Row, TableSchema, Value};
-
-/// The most keys that a [`TableDiff`] lists of each kind.
-pub const MAX_KEYS: usize = 100;
-
-/// What differs between a table of the source and of the target.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct TableDiff {
-    /// Keys looked at, on either side.
-    pub rows: u64,
-    /// How many rows only the source has.
-    pub missing_rows: u64,
-    /// How many rows only the target has.
-    pub extra_rows: u64,
-    /// How many rows differ.
-    pub differing_rows: u64,
-    /// Keys of the first missing rows.
-    pub missing: Vec<Row>,
-    /// Keys of the first extra rows.
-    pub extra: Vec<Row>,
-    /// Keys of the first differing rows.
-    pub differing: Vec<Row>,
-}
-
-impl TableDiff {
-    /// Whether both sides are the same.
-    pub fn is_equal(&self) -> bool {
-        self.total() == 0
-    }
-
-    /// How many rows are missing, extra or different.
-    pub fn total(&self) -> u64 {
-        self.missing_rows + self.extra_rows + self.differing_rows
-    }
-
-    /// Whether the keys of all of them are listed, so that [`recheck`] can tell what became of them.
-    pub fn is_listed(&self) -> bool {
-        self.total() == (self.missing.len() + self.extra.len() + self.differing.len()) as u64
-    }
-
-    fn note(&mut self, what: What, key: Row) {
-        let (count, keys) = match what {
-            What::Missing => (&mut self.missing_rows, &mut self.missing),
-            What::Extra => (&mut self.extra_rows, &mut self.extra),
-            What::Differing => (&mut self.differing_rows, &mut self.differing),
-        };
-        *count += 1;
-        if keys.len() < MAX_KEYS {
-            keys.push(key);
-        }
-    }
-}
-
-enum What {
-    Missing,
-    Extra,
-    Differing,
-}
+use crate::change::{Row, TableSchema};
+use crate::diff::{TableDiff, What};
 
 /// Compares one table of two files. Each side is read in one transaction; a target without the table counts as empty.
 ///
@@ -135,23 +79,7 @@ pub fn column_names(source: &TableSchema, target: &Path) -> Result<Option<[Vec<S
     Ok(Some([only(source, &found.schema), only(&found.schema, source)]))
 }
 
-/// A key for people: `TrackId=7000`, values as SQL writes them.
-pub fn key_text(schema: &TableSchema, key: &Row) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let value = |value: &Value| match value {
-        Value::Null => "NULL".to_owned(),
-        Value::Integer(i) => i.to_string(),
-        Value::Real(r) => format!("{r:?}"),
-        Value::Text(text) => literal(text),
-        Value::InvalidText(bytes) => format!("CAST(x'{}' AS TEXT)", hex(bytes)),
-        Value::Blob(bytes) => format!("x'{}'", hex(bytes)),
-    };
-    let columns = schema.key_columns().into_iter().map(|column| &schema.columns[column].name);
-    let parts: Vec<_> = columns.zip(key).map(|(name, part)| format!("{name}={}", value(part))).collect();
-    parts.join(", ")
-}
-
-fn find(conn: &Connection, schema: &TableSchema, key: &Row) -> Result<Option<Row>> {
+pub(super) fn find(conn: &Connection, schema: &TableSchema, key: &Row) -> Result<Option<Row>> {
     let fail = |e| sqlite_error(format!("look up a row of {}", schema.name), e);
     if super::sink_table::state(conn, &schema.name)? == super::sink_table::Existing::No {
         return Ok(None);

@@ -9,39 +9,8 @@ use super::guard::header;
 use super::install::{ends_triggers, installed_tables};
 use super::value::{identifier, sqlite_error};
 use crate::change::TableSchema;
+use crate::connector::{Finding, Level};
 use crate::{Error, Result};
-
-/// How grave a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// All is well.
-    Ok,
-    /// It works, but somebody should know.
-    Warn,
-    /// The sync cannot run like this.
-    Refuse,
-}
-
-/// One line of a preflight.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// The table, or what of the file it concerns.
-    pub subject: String,
-    /// Whether the sync can run: true unless the level is `Refuse`.
-    pub ok: bool,
-    /// How grave it is.
-    pub level: Level,
-    /// What was found.
-    pub message: String,
-    /// What to do: an SQL statement where one does it.
-    pub cure: Option<String>,
-}
-
-impl Finding {
-    fn new(subject: impl Into<String>, level: Level, message: impl Into<String>, cure: Option<String>) -> Self {
-        Self { subject: subject.into(), ok: level != Level::Refuse, level, message: message.into(), cure }
-    }
-}
 
 /// Examines a source for capturing `tables`. A failure to examine is a finding too.
 pub fn preflight(conn: &Connection, tables: &[TableSchema]) -> Vec<Finding> {

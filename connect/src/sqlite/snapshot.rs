@@ -52,6 +52,13 @@ impl Snapshot {
         copy::chunk(&self.conn, info, after_key, Instant::now() + budget, usize::MAX).map(|chunk| chunk.rows)
     }
 
+    /// At most `limit` rows of table number `table` after `after_key`.
+    pub fn rows(&self, table: usize, after_key: Option<&Row>, limit: usize) -> Result<Vec<Row>> {
+        let info = self.tables.get(table).ok_or_else(|| Error::invalid(format!("there is no table number {table}")))?;
+        let never = Instant::now() + Duration::from_secs(3600);
+        copy::chunk(&self.conn, info, after_key, never, limit).map(|chunk| chunk.rows)
+    }
+
     /// A number that changes when another program has written to the file. Constant inside a held transaction.
     pub fn data_version(&self) -> Result<i64> {
         self.conn

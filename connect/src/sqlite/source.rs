@@ -12,12 +12,16 @@ use serde_json::{Map, Value as Json};
 use tokio::task::spawn_blocking;
 
 use super::{
-    Capture, Position, Pruned, Snapshot, SqliteSink, capture::DEFAULT_BUDGET, catalog::open_source, position::CopyState,
+    Capture, Position, Pruned, Snapshot, SqliteSink,
+    capture::DEFAULT_BUDGET,
+    catalog::open_source,
+    position::{CopyState, TablePosition},
 };
 use crate::{
     Error, Result,
     change::{Change, Op, Row, TableSchema},
-    connector::{Polled, Sink, Source, TopicChanges},
+    connector::{Copied, Polled, Sink, Source, TableState, TopicChanges},
+    converter::TopicSchema,
 };
 
 const MAX_ROWS: usize = 2_000;
@@ -86,36 +90,6 @@ impl Follower {
         Ok(Self { capture: Some(capture), tables, parts: stored, latest, known, wal, next_prune, once })
     }
 
-    /// Lets the copy of tables begin again. Their journals stay: what they hold is not lost to the copy.
-    ///
-    /// # Errors
-    /// `Closed` after a call that was given up.
-    pub async fn restart_copy(&mut self, names: Vec<String>) -> Result<()> {
-        let position = blocking(&mut self.capture, move |capture| {
-            for table in capture.position.tables.iter_mut().filter(|table| names.contains(&table.schema.name)) {
-                table.copy = CopyState::NotStarted;
-            }
-            Ok(capture.position().clone())
-        });
-        self.latest = position.await?;
-        Ok(())
-    }
-
-    /// Names of the tables whose copy has not ended.
-    pub fn unfinished(&self) -> Vec<String> {
-        self.latest.unfinished()
-    }
-
-    /// Names of the tables whose copy has not begun.
-    pub fn not_started(&self) -> Vec<String> {
-        self.latest.not_started()
-    }
-
-    /// Whether the stored position knows a table: what its topic holds then came from this capture.
-    pub fn knew(&self, name: &str) -> bool {
-        self.known.iter().any(|known| known == name)
-    }
-
     /// Notes the parts that differ from those stored.
     fn changed_parts(&mut self) -> Result<Vec<(String, String)>> {
         let parts = split_position(&self.latest)?;
@@ -179,6 +153,32 @@ impl Source for Follower {
         false
     }
 
+    fn states(&self) -> Vec<TableState> {
+        let state = |table: &TablePosition| TableState {
+            table: table.schema.name.clone(),
+            copied: match table.copy {
+                CopyState::NotStarted => Copied::NotStarted,
+                CopyState::After(_) => Copied::Begun,
+                CopyState::Done => Copied::Done,
+            },
+            known: self.known.contains(&table.schema.name),
+        };
+        self.latest.tables.iter().map(state).collect()
+    }
+
+    async fn restart_copies(&mut self, tables: &[String]) -> Result<()> {
+        // Their journals stay: what they hold is not lost to the copy.
+        let names = tables.to_vec();
+        let position = blocking(&mut self.capture, move |capture| {
+            for table in capture.position.tables.iter_mut().filter(|table| names.contains(&table.schema.name)) {
+                table.copy = CopyState::NotStarted;
+            }
+            Ok(capture.position().clone())
+        });
+        self.latest = position.await?;
+        Ok(())
+    }
+
     async fn poll(&mut self) -> Result<Polled> {
         let started = Instant::now();
         let read = blocking(&mut self.capture, |capture| Ok(capture.read(DEFAULT_BUDGET, MAX_ROWS)?)).await?;
@@ -198,6 +198,7 @@ impl Source for Follower {
             pause,
             more: read.more,
             ended,
+            ..Polled::default()
         })
     }
 
@@ -293,6 +294,14 @@ impl Source for Reader {
         true
     }
 
+    fn states(&self) -> Vec<TableState> {
+        Vec::new()
+    }
+
+    async fn restart_copies(&mut self, _: &[String]) -> Result<()> {
+        Ok(())
+    }
+
     async fn poll(&mut self) -> Result<Polled> {
         if self.table == self.tables.len() {
             let ended = self.end_of_pass().await?;
@@ -355,8 +364,9 @@ impl Target {
         path: PathBuf,
         sync: String,
         log_id: String,
-        tables: Vec<(String, TableSchema)>,
+        tables: Vec<TopicSchema>,
     ) -> Result<(Self, Vec<String>)> {
+        let tables = named(&tables);
         let opened = spawn_blocking(move || -> Result<_> {
             let dropped = SqliteSink::replace(&path, &sync, &log_id, &tables)?;
             Ok((SqliteSink::open(&path, &sync, &log_id)?, dropped))
@@ -372,19 +382,24 @@ impl Sink for Target {
         blocking(&mut self.sink, |sink| sink.positions()).await
     }
 
-    async fn check(&mut self, tables: &[(String, TableSchema)]) -> Result<()> {
-        let tables = tables.to_vec();
+    async fn check(&mut self, tables: &[TopicSchema]) -> Result<()> {
+        let tables = named(tables);
         blocking(&mut self.sink, move |sink| sink.check_targets(&tables)).await
     }
 
     async fn put(&mut self, mut changes: Vec<TopicChanges>, next_offsets: Vec<(String, i64)>) -> Result<()> {
         blocking(&mut self.sink, move |sink| {
             let rows: Vec<_> = changes.iter_mut().map(|c| std::mem::take(&mut c.changes)).collect();
-            let named = changes.iter().zip(rows);
-            let changes: Vec<_> = named.map(|(c, rows)| (c.topic.as_str(), &c.schema, c.schema_id, rows)).collect();
+            let named = changes.iter().map(|c| &c.schema).zip(rows);
+            let changes: Vec<_> =
+                named.map(|(schema, rows)| (schema.topic.as_str(), &schema.table, schema.copy_id(), rows)).collect();
             let offsets: Vec<_> = next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)).collect();
             sink.apply(&changes, &offsets)
         })
         .await
     }
+}
+
+fn named(tables: &[TopicSchema]) -> Vec<(String, TableSchema)> {
+    tables.iter().map(|schema| (schema.topic.clone(), schema.table.clone())).collect()
 }

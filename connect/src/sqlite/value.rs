@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{ErrorCode, Row as SqlRow};
-use serde::{Deserialize, Serialize};
 
+pub use crate::change::StoredValue;
 use crate::change::{Row, Value};
 use crate::{Error, ErrorKind, Result};
 
@@ -36,7 +36,11 @@ impl ToSql for Bound<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(ToSqlOutput::Borrowed(match self.0 {
             Value::Null => ValueRef::Null,
+            Value::Unchanged => return Err(rusqlite::Error::ToSqlConversionFailure("a value that is not told".into())),
+            Value::Boolean(b) => ValueRef::Integer((*b).into()),
             Value::Integer(i) => ValueRef::Integer(*i),
+            // SQLite has no such integers; of itself it would make them doubles.
+            Value::Unsigned(u) => return Ok(ToSqlOutput::Owned(u.to_string().into())),
             Value::Real(r) => ValueRef::Real(*r),
             Value::Text(text) => ValueRef::Text(text.as_bytes()),
             Value::InvalidText(bytes) => ValueRef::Text(bytes),
@@ -62,8 +66,8 @@ pub fn same_row(a: &[Value], b: &[Value]) -> bool {
 pub(super) fn compare_values(a: &Value, b: &Value) -> Ordering {
     fn class(value: &Value) -> u8 {
         match value {
-            Value::Null => 0,
-            Value::Integer(_) | Value::Real(_) => 1,
+            Value::Null | Value::Unchanged => 0,
+            Value::Boolean(_) | Value::Integer(_) | Value::Unsigned(_) | Value::Real(_) => 1,
             Value::Text(_) | Value::InvalidText(_) => 2,
             Value::Blob(_) => 3,
         }
@@ -87,7 +91,7 @@ fn bytes_of(value: &Value) -> &[u8] {
     match value {
         Value::Text(text) => text.as_bytes(),
         Value::InvalidText(bytes) | Value::Blob(bytes) => bytes,
-        Value::Null | Value::Integer(_) | Value::Real(_) => &[],
+        _ => &[],
     }
 }
 
@@ -102,50 +106,6 @@ fn compare_integer_real(integer: i64, real: f64) -> Ordering {
     }
     let whole = real as i64;
     integer.cmp(&whole).then_with(|| (whole as f64).partial_cmp(&real).unwrap_or(Ordering::Equal))
-}
-
-/// A key value inside a stored position. Reals are kept as their bits: JSON has no infinity and no -0.0 of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StoredValue {
-    /// SQL NULL.
-    Null,
-    /// An integer.
-    Int(i64),
-    /// The bits of a double.
-    Real(u64),
-    /// Valid text.
-    Text(String),
-    /// Invalid text, byte for byte.
-    InvalidText(Vec<u8>),
-    /// A blob.
-    Blob(Vec<u8>),
-}
-
-impl From<&Value> for StoredValue {
-    fn from(value: &Value) -> Self {
-        match value {
-            Value::Null => Self::Null,
-            Value::Integer(i) => Self::Int(*i),
-            Value::Real(r) => Self::Real(r.to_bits()),
-            Value::Text(text) => Self::Text(text.clone()),
-            Value::InvalidText(bytes) => Self::InvalidText(bytes.clone()),
-            Value::Blob(bytes) => Self::Blob(bytes.clone()),
-        }
-    }
-}
-
-impl From<&StoredValue> for Value {
-    fn from(value: &StoredValue) -> Self {
-        match value {
-            StoredValue::Null => Self::Null,
-            StoredValue::Int(i) => Self::Integer(*i),
-            StoredValue::Real(bits) => Self::Real(f64::from_bits(*bits)),
-            StoredValue::Text(text) => Self::Text(text.clone()),
-            StoredValue::InvalidText(bytes) => Self::InvalidText(bytes.clone()),
-            StoredValue::Blob(bytes) => Self::Blob(bytes.clone()),
-        }
-    }
 }
 
 /// A name as an SQL identifier.

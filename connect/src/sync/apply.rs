@@ -32,7 +32,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// One topic and how far the target is in it.
 pub(super) struct Route {
-    pub(super) schema: TopicSchema,
+    pub(super) schema: Arc<TopicSchema>,
     pub(super) next_offset: i64,
 }
 
@@ -111,7 +111,7 @@ impl Apply {
             self.take(number, &partitions[number], bounds.durable_offset, &mut batch).await?;
         }
         if !*tables_made {
-            let empty = |route: &Route| topic_changes(&route.schema);
+            let empty = |route: &Route| TopicChanges { schema: Arc::clone(&route.schema), changes: Vec::new() };
             batch.changes.extend(self.routes.iter().map(empty));
         }
         if batch.next_offsets.is_empty() && batch.changes.is_empty() {
@@ -141,8 +141,8 @@ impl Apply {
                     continue;
                 }
                 let schema = self.schemas.of(record)?;
-                // Rows of an older schema come again: the table was copied anew.
-                if schema.id < route.schema.id {
+                // Rows of an older copy come again: the table was copied anew.
+                if schema.copy_id() < route.schema.copy_id() {
                     continue;
                 }
                 if let Some(change) = schema.decode_record(record)? {
@@ -158,15 +158,6 @@ impl Apply {
     }
 }
 
-fn topic_changes(schema: &TopicSchema) -> TopicChanges {
-    TopicChanges {
-        topic: schema.topic.clone(),
-        schema: schema.table.clone(),
-        schema_id: schema.id,
-        changes: Vec::new(),
-    }
-}
-
 #[derive(Default)]
 struct Batch {
     changes: Vec<TopicChanges>,
@@ -176,13 +167,10 @@ struct Batch {
 }
 
 impl Batch {
-    fn push(&mut self, schema: &TopicSchema, change: crate::change::Change) {
-        let same = self.changes.last().is_some_and(|last| last.topic == schema.topic && last.schema_id == schema.id);
-        if !same {
-            self.changes.push(topic_changes(schema));
-        }
-        if let Some(last) = self.changes.last_mut() {
-            last.changes.push(change);
+    fn push(&mut self, schema: &Arc<TopicSchema>, change: crate::change::Change) {
+        match self.changes.last_mut().filter(|last| last.schema.id == schema.id) {
+            Some(last) => last.changes.push(change),
+            None => self.changes.push(TopicChanges { schema: Arc::clone(schema), changes: vec![change] }),
         }
     }
 }

@@ -1,16 +1,13 @@
 //! `sync check`: each preflight as ok, or as the statement that repairs it.
 
-use super::{
-    file::{Endpoint, SyncSpec},
-    run::source_tables,
-    topic_of,
-};
+use super::{file::SyncSpec, topic_of};
 use crate::{
     Result,
     change::TableSchema,
     command::{shell_word, with_file},
+    connector::{Finding, Level},
     converter::TopicSchema,
-    sqlite::{self, Finding, Level},
+    endpoint::same_database,
 };
 
 /// Examines both sides of a sync and changes nothing. `schemas` are those of the sync's log, where one is named: then
@@ -18,12 +15,15 @@ use crate::{
 ///
 /// # Errors
 /// Where the source cannot be read at all.
-pub fn check(spec: &SyncSpec, schemas: &[TopicSchema]) -> Result<Vec<Finding>> {
-    let tables = source_tables(spec)?;
-    let (Endpoint::Sqlite(from), Endpoint::Sqlite(to)) = (&spec.from, &spec.to);
-    let mut findings = sqlite::preflight(&sqlite::open_source(from)?, &tables);
+pub async fn check(spec: &SyncSpec, schemas: &[TopicSchema]) -> Result<Vec<Finding>> {
+    let from = spec.from.source()?;
+    let tables = from.tables(&spec.tables).await?;
+    let mut findings = from.preflight(&tables, false).await?;
     findings.extend(tables.iter().filter_map(|table| changed_columns(spec, table, schemas)));
-    findings.push(sqlite::preflight::check_target_is_not_source(from, to));
+    findings.push(match same_database(&spec.from, &spec.to) {
+        Some(same) => Finding::new("target", Level::Refuse, same, Some("name another target".into())),
+        None => Finding::new("target", Level::Ok, "is not the source", None),
+    });
     for finding in &mut findings {
         finding.cure = finding.cure.take().map(|cure| with_file(&cure, &spec.file));
     }
@@ -31,13 +31,11 @@ pub fn check(spec: &SyncSpec, schemas: &[TopicSchema]) -> Result<Vec<Finding>> {
 }
 
 fn changed_columns(spec: &SyncSpec, table: &TableSchema, schemas: &[TopicSchema]) -> Option<Finding> {
-    let topic = topic_of(&spec.name, &table.name);
+    let (topic, name) = (topic_of(&spec.name, table), table.full_name());
     let stored = schemas.iter().filter(|schema| schema.topic == topic).max_by_key(|schema| schema.id)?;
-    (stored.table != *table).then(|| Finding {
-        subject: table.name.clone(),
-        ok: false,
-        level: Level::Refuse,
-        message: format!("columns changed: {}", stored.table.changes_to(table)),
-        cure: Some(format!("tidemill sync run FILE --recopy {}", shell_word(&table.name))),
+    (stored.table != *table).then(|| {
+        let message = format!("columns changed: {}", stored.table.changes_to(table));
+        let cure = format!("tidemill sync run FILE --recopy {}", shell_word(&name));
+        Finding::new(name, Level::Refuse, message, Some(cure))
     })
 }

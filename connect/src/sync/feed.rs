@@ -179,7 +179,7 @@ impl Feed {
             }
         }
         let wrote = !records.is_empty();
-        let part = reconcile_part(&schema.table.name);
+        let part = reconcile_part(&schema.table.full_name());
         self.flush(Some(table), &mut records).await?;
         if !self.source.rereads() {
             self.writer.set_position(&part, None);

@@ -4,24 +4,13 @@ use std::path::{Path, PathBuf};
 
 use tidemill_core::{suggest::nearest, topic};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    endpoint::{Endpoint, Secret},
+};
 
 const KEYS: [&str; 3] = ["from", "to", "tables"];
-const ENDPOINT_KEYS: [&str; 1] = ["url"];
-
-/// A database that a sync reads or writes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
-    /// A SQLite file.
-    Sqlite(PathBuf),
-}
-
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self::Sqlite(path) = self;
-        write!(f, "sqlite:{}", path.display())
-    }
-}
+const ENDPOINT_KEYS: [&str; 2] = ["url", "password"];
 
 /// One sync of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,23 +69,25 @@ fn parse_sync(path: &Path, name: &str, value: &toml::Value) -> Result<SyncSpec> 
 }
 
 fn parse_endpoint(key: &str, value: &toml::Value, folder: &Path) -> Result<Endpoint> {
-    let url = match value {
-        toml::Value::String(url) => url.as_str(),
+    let (url, password) = match value {
+        toml::Value::String(url) => (url.as_str(), None),
         toml::Value::Table(table) => {
             known_keys(&format!("{key}."), table, &ENDPOINT_KEYS)?;
-            let url = table.get("url").and_then(toml::Value::as_str);
-            url.ok_or_else(|| Error::invalid(format!("{key}.url is missing")))?
+            let text = |name: &str| match table.get(name) {
+                None => Ok(None),
+                // What stands there may be a password: it is not printed.
+                Some(value) => {
+                    value.as_str().map(Some).ok_or_else(|| Error::invalid(format!("{key}.{name} is no text")))
+                }
+            };
+            let url = text("url")?.ok_or_else(|| Error::invalid(format!("{key}.url is missing")))?;
+            (url, text("password")?)
         }
-        other => return Err(Error::invalid(format!("{key} is {other}, not a URL"))),
+        _ => return Err(Error::invalid(format!("{key} is neither a URL nor a table with one"))),
     };
-    match url.split_once(':') {
-        Some(("sqlite", file)) if !file.is_empty() => Ok(Endpoint::Sqlite(folder.join(file.trim_start_matches("//")))),
-        Some(("sqlite", _)) => Err(Error::invalid(format!("{key}: {url:?} names no file"))),
-        Some((scheme, _)) => {
-            Err(Error::invalid(format!("{key}: {scheme:?} is not a known kind of database; sqlite: is")))
-        }
-        None => Err(Error::invalid(format!("{key}: {url:?} is not a URL; sqlite:FILE is one"))),
-    }
+    let password = password.map(|text| Secret::parse(text, folder)).transpose();
+    let endpoint = password.and_then(|password| Endpoint::parse(url, password, folder));
+    endpoint.map_err(|e| Error::invalid(format!("{key}: {}", e.message())))
 }
 
 fn known_keys(prefix: &str, table: &toml::Table, known: &[&str]) -> Result<()> {
@@ -134,6 +125,9 @@ mod tests {
             (sync("password = 1"), "known are from, to, tables"),
             ("[sync.shop]\nto='sqlite:b'\ntables=['*']".into(), "sync.shop.from is missing"),
             ("[sync.shop]\nfrom='sqlite:'\nto='sqlite:b'\ntables=['*']".into(), "names no file"),
+            ("[sync.shop]\nfrom=1\nto='sqlite:b'\ntables=['*']".into(), "neither a URL nor a table"),
+            ("[sync.shop]\nfrom={url='sqlite:a',password='x'}\nto='sqlite:b'\ntables=['*']".into(), "has no password"),
+            ("[sync.shop]\nfrom={url='mysql://h/d',pasword='x'}\nto='sqlite:b'\ntables=['*']".into(), "from.password?"),
             ("[sync.shop]\nfrom='oracle:x'\nto='sqlite:b'\ntables=['*']".into(), "\"oracle\" is not a known kind"),
             ("[sync.shop]\nfrom='sqlite:a'\nto='sqlite:b'\ntables=[]".into(), "tables is empty"),
             ("[sync.shop]\nfrom='sqlite:a'\nto='sqlite:b'\ntables=[1]".into(), "not the name of a table"),

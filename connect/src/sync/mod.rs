@@ -5,10 +5,12 @@
 //! | [`file`] | reads the file, names what is wrong with it |
 //! | [`run`] | runs a sync: source into topics, topics into target |
 //! | `reconcile` | keeps a copy that is made again from writing what the log already has |
+//! | `compare` | compares a table of the two databases, row by row |
 //! | [`check`], [`verify`], [`release`], [`remove`] | the other things one does with a sync |
 
 mod apply;
 pub mod check;
+mod compare;
 mod feed;
 pub mod file;
 mod reconcile;
@@ -17,12 +19,7 @@ pub mod remove;
 pub mod run;
 pub mod verify;
 
-use tidemill_core::topic;
-
-/// The topic of a table of a sync.
-pub fn topic_of(sync: &str, table: &str) -> String {
-    format!("{sync}.{}", topic::escape(table))
-}
+pub use crate::converter::topic_of;
 
 /// The owner under which a sync's source writes.
 pub fn owner_of(sync: &str) -> String {

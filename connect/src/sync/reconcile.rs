@@ -9,6 +9,7 @@
 use std::{
     collections::{HashMap, hash_map::DefaultHasher},
     hash::Hasher,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -143,12 +144,12 @@ impl Reconciler {
 /// All schemas of the log, by id.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Schemas {
-    pub(super) by_id: HashMap<u64, TopicSchema>,
+    pub(super) by_id: HashMap<u64, Arc<TopicSchema>>,
 }
 
 impl Schemas {
     /// The change a record holds and the schema it was written with; `None` for a tombstone.
-    pub(super) fn decode(&self, record: &FetchedRecord) -> Result<Option<(&TopicSchema, Change)>> {
+    pub(super) fn decode(&self, record: &FetchedRecord) -> Result<Option<(&Arc<TopicSchema>, Change)>> {
         if record.value.is_none() {
             return Ok(None);
         }
@@ -157,7 +158,7 @@ impl Schemas {
     }
 
     /// The schema a record was written with.
-    pub(super) fn of(&self, record: &FetchedRecord) -> Result<&TopicSchema> {
+    pub(super) fn of(&self, record: &FetchedRecord) -> Result<&Arc<TopicSchema>> {
         let id = record.header(SCHEMA_HEADER).and_then(|id| std::str::from_utf8(id).ok()?.parse::<u64>().ok());
         let schema = id.and_then(|id| self.by_id.get(&id));
         schema.ok_or_else(|| {
@@ -200,6 +201,9 @@ fn hash_row(schema_id: u64, row: &[Value]) -> u64 {
     for value in row {
         let (tag, bytes): (u8, &[u8]) = match value {
             Value::Null => (0, &[]),
+            Value::Boolean(b) => (6, &[u8::from(*b)]),
+            Value::Unsigned(u) => (7, &u.to_le_bytes()),
+            Value::Unchanged => (8, &[]),
             Value::Integer(i) => (1, &i.to_le_bytes()),
             Value::Real(r) => (2, &r.to_bits().to_le_bytes()),
             Value::Text(text) => (3, text.as_bytes()),

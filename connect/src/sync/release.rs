@@ -1,12 +1,10 @@
 //! `sync release`: takes the capture off one table of a source, so that it can be altered.
 
-use super::{
-    file::{Endpoint, SyncSpec},
-    run::typeable,
-};
+use super::{file::SyncSpec, run::typeable};
 use crate::{
     Error, ErrorKind, Result,
     command::{shell_word, with_file},
+    endpoint::Endpoint,
     sqlite,
 };
 
@@ -18,7 +16,12 @@ use crate::{
 pub async fn release(specs: &[SyncSpec], table: &str) -> Result<Vec<String>> {
     let (mut done, mut absent) = (Vec::new(), None);
     for spec in specs {
-        let Endpoint::Sqlite(from) = &spec.from;
+        let Endpoint::Sqlite(from) = &spec.from else {
+            // Only a SQLite source has something of ours at its tables.
+            let free = format!("source {} needs no release: its tables can be altered as they are", spec.from);
+            absent = absent.or(Some(Error::not_found(free)));
+            continue;
+        };
         let (path, table) = (from.clone(), table.to_owned());
         let released = tokio::task::spawn_blocking(move || sqlite::release(&path, &table)).await;
         match released.map_err(|e| Error::internal("release a table").with_source(e))? {

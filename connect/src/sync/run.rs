@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     apply::{Apply, Route},
     feed::{Feed, reconcile_part},
-    file::{Endpoint, SyncSpec},
+    file::SyncSpec,
     owner_of,
     reconcile::{Reconciler, Schemas},
     topic_of,
@@ -30,12 +30,9 @@ use crate::{
     Error, ErrorKind, Result,
     change::TableSchema,
     command::with_file,
-    connector::{Sink, Source},
-    converter::{Kind, TopicSchema},
-    sqlite::{
-        self, Level,
-        source::{Follower, Reader, Target},
-    },
+    connector::{Copied, Follow, Level, Sink, Source, SourceConnector},
+    converter::TopicSchema,
+    endpoint::same_database,
 };
 
 pub use crate::command::shell_word;
@@ -108,13 +105,14 @@ pub(super) fn typeable(error: &Error, file: &Path) -> Error {
 pub async fn check_recopy(session: &dyn Session, specs: &[SyncSpec], names: &[String]) -> Result<()> {
     let (mut known, mut unread) = (Vec::new(), None);
     for spec in specs.iter().filter(|_| !names.is_empty()) {
-        match source_tables(spec) {
-            Ok(tables) => known.extend(tables.into_iter().map(|table| table.name)),
+        let source = spec.from.source()?;
+        match source.tables(&spec.tables).await {
+            Ok(tables) => known.extend(tables.iter().map(TableSchema::full_name)),
             Err(error) => unread = unread.or(Some(error.context(format!("sync {}", spec.name)))),
         }
         // A table that was dropped in the source is named to be forgotten.
         let captured = session.positions(&owner_of(&spec.name)).await?;
-        known.extend(sqlite::source::captured_tables(&capture_parts(&captured))?);
+        known.extend(source.captured(&capture_parts(&captured))?);
     }
     let Some(unknown) = names.iter().find(|name| !known.iter().any(|known| known.eq_ignore_ascii_case(name))) else {
         return Ok(());
@@ -146,79 +144,108 @@ struct Runner<'a> {
 
 impl Runner<'_> {
     async fn run(self, stop: watch::Receiver<bool>) -> Result<()> {
-        let (Endpoint::Sqlite(from), Endpoint::Sqlite(to)) = (&self.spec.from, &self.spec.to);
-        let tables = source_tables(self.spec)?;
-        let same = sqlite::preflight::check_target_is_not_source(from, to);
-        if !same.ok {
-            return Err(Error::conflict(same.message));
+        let (from, to) = (self.spec.from.source()?, self.spec.to.sink()?);
+        let tables = from.tables(&self.spec.tables).await?;
+        if let Some(same) = same_database(&self.spec.from, &self.spec.to) {
+            return Err(Error::conflict(same));
         }
         // The fence comes before anything is read or made: an older worker of this sync can do no more harm.
         let writer = self.session.writer(&owner_of(&self.spec.name)).await?;
         let stored = writer.positions().clone();
         if stored.is_empty() {
-            refuse_unfit(from, &tables, self.options.once)?;
+            refuse_unfit(&*from, &tables, self.options.once).await?;
         }
-        let named = |table: &TableSchema| (topic_of(&self.spec.name, &table.name), table.clone());
-        let named: Vec<_> = tables.iter().map(named).collect();
-        let target = (to.clone(), self.spec.name.clone(), self.session.log_id());
+        let draft = |table: &TableSchema| TopicSchema::draft(&self.spec.name, from.dialect(), table);
+        let drafts: Vec<_> = tables.iter().map(draft).collect();
+        let log_id = self.session.log_id();
         let checked = match self.options.replace {
             false => {
-                let mut target = Target::open(target.0.clone(), target.1.clone(), target.2.clone()).await?;
-                target.check(&named).await?;
+                let mut target = to.open(&self.spec.name, &log_id).await?;
+                target.check(&drafts).await?;
                 Some(target)
             }
             true => None,
         };
-        let copies_only = self.options.once && stored.is_empty();
-        let recopy = self.recopied(&tables)?;
-        let (source, copies): (Box<dyn Source>, Copies) = if copies_only {
+        let recopy = self.recopied(&tables);
+        let (source, copies) = if self.options.once && stored.is_empty() {
             self.refuse_changed_columns(&tables).await?;
-            (Box::new(Reader::open(from.clone(), tables).await?), Copies::default())
+            (from.read(tables).await?, Copies::default())
         } else {
-            let parts = capture_parts(&stored);
-            let mut follower = Follower::open(from.clone(), tables, parts, recopy, self.options.once).await?;
-            let again: Vec<_> =
-                follower.unfinished().into_iter().filter(|t| stored.contains_key(&reconcile_part(t))).collect();
-            follower.restart_copy(again).await?;
-            // A table that waits since an earlier start has nothing in its topic but what this capture brought there.
-            let anew = |table: &String| !follower.knew(table) || stored.contains_key(&reconcile_part(table));
-            let begin = follower.not_started().into_iter().filter(anew).collect();
-            let unfinished = [follower.unfinished(), follower.not_started()].concat();
-            let copies = Copies { begin, unfinished };
-            (Box::new(follower), copies)
+            self.follow(&*from, tables, &stored, recopy).await?
         };
         // A target is given up only when the source has shown that it can be copied.
         let target = match checked {
             Some(target) => target,
             None => {
-                let (target, dropped) = Target::replace(target.0, target.1, target.2, named).await?;
+                let (target, dropped) = to.replace(&self.spec.name, &log_id, &drafts).await?;
                 self.observer.replaced(&dropped);
                 target
             }
         };
-        self.drive(source, writer, target, &copies, stop).await
+        self.drive(&*from, source, writer, target, &copies, stop).await
+    }
+
+    /// Opens the source where the log is, and finds the copies that are still to be made.
+    async fn follow(
+        &self,
+        from: &dyn SourceConnector,
+        tables: Vec<TableSchema>,
+        stored: &BTreeMap<String, String>,
+        recopy: Vec<String>,
+    ) -> Result<(Box<dyn Source>, Copies)> {
+        let follow = Follow {
+            sync: self.spec.name.clone(),
+            log_id: self.session.log_id(),
+            tables,
+            stored: capture_parts(stored),
+            recopy,
+            once: self.options.once,
+        };
+        let mut source = from.follow(follow).await?;
+        let reconciles = |table: &str| stored.contains_key(&reconcile_part(table));
+        let begun = source.states().into_iter().filter(|state| state.copied == Copied::Begun);
+        let again: Vec<_> = begun.map(|state| state.table).filter(|table| reconciles(table)).collect();
+        source.restart_copies(&again).await?;
+        let mut copies = Copies::default();
+        for state in source.states().into_iter().filter(|state| state.copied != Copied::Done) {
+            // A table that waits since an earlier start has nothing in its topic but what this capture brought there.
+            if state.copied == Copied::NotStarted && (!state.known || reconciles(&state.table)) {
+                copies.begin.push(state.table.clone());
+            }
+            copies.unfinished.push(state.table);
+        }
+        Ok((source, copies))
     }
 
     /// Names of the tables to copy anew, as the source spells them.
-    fn recopied(&self, tables: &[TableSchema]) -> Result<Vec<String>> {
+    fn recopied(&self, tables: &[TableSchema]) -> Vec<String> {
         let find = |name: &String| {
-            let found = tables.iter().find(|table| table.name.eq_ignore_ascii_case(name));
-            found.map_or_else(|| name.clone(), |table| table.name.clone())
+            let mut names = tables.iter().map(TableSchema::full_name);
+            names.find(|known| known.eq_ignore_ascii_case(name)).unwrap_or_else(|| name.clone())
         };
-        Ok(self.options.recopy.iter().map(find).collect())
+        self.options.recopy.iter().map(find).collect()
+    }
+
+    /// Whether the user named a table to be copied anew.
+    fn is_recopied(&self, table: &TableSchema) -> bool {
+        let full_name = table.full_name();
+        self.options.recopy.iter().any(|name| name.eq_ignore_ascii_case(&full_name))
     }
 
     async fn drive(
         &self,
+        from: &dyn SourceConnector,
         source: Box<dyn Source>,
         mut writer: Box<dyn Writer>,
-        target: Target,
+        target: Box<dyn Sink>,
         copies: &Copies,
         stop: watch::Receiver<bool>,
     ) -> Result<()> {
-        let tables = self.topics(&source.tables()).await?;
+        let shapes = source.tables();
+        let tables = self.topics(from, &shapes).await?;
         let schemas = self.schemas().await?;
-        self.observer.started(&self.spec.name, &row_counts(&self.spec.from, &tables));
+        let counts = shapes.iter().map(TableSchema::full_name).zip(from.row_counts(&shapes).await);
+        self.observer.started(&self.spec.name, &counts.collect::<Vec<_>>());
         let rereads = source.rereads();
         let mut reconcilers = Vec::new();
         for schema in &tables {
@@ -233,10 +260,11 @@ impl Runner<'_> {
         let fed = Arc::new(Notify::new());
         let source_ended = Arc::new(AtomicBool::new(false));
         let drained = Arc::new(AtomicBool::new(false));
-        let routes = tables.iter().map(|schema| Route { schema: schema.clone(), next_offset: 0 }).collect();
+        let route = |schema: &TopicSchema| Route { schema: Arc::new(schema.clone()), next_offset: 0 };
+        let routes = tables.iter().map(route).collect();
         let mut apply = Apply {
             session: Arc::clone(&self.session),
-            sink: Box::new(target),
+            sink: target,
             schemas: schemas.clone(),
             routes,
             observer: Arc::clone(&self.observer),
@@ -270,37 +298,36 @@ impl Runner<'_> {
     }
 
     /// Makes the topics that are missing, and finds or makes the schema of each table.
-    async fn topics(&self, tables: &[TableSchema]) -> Result<Vec<TopicSchema>> {
+    async fn topics(&self, from: &dyn SourceConnector, tables: &[TableSchema]) -> Result<Vec<TopicSchema>> {
         let mut found = Vec::new();
         for table in tables {
-            let topic = topic_of(&self.spec.name, &table.name);
-            if self.session.topic(&topic).await?.is_none() {
-                self.session.create_topic(&topic, &TopicSpec::default()).await?;
+            let draft = TopicSchema::draft(&self.spec.name, from.dialect(), table);
+            if self.session.topic(&draft.topic).await?.is_none() {
+                self.session.create_topic(&draft.topic, &TopicSpec::default()).await?;
             }
-            found.push(self.schema(topic, table).await?);
+            found.push(self.schema(draft).await?);
         }
         Ok(found)
     }
 
-    async fn schema(&self, topic: String, table: &TableSchema) -> Result<TopicSchema> {
-        let recopy = self.options.recopy.iter().any(|name| name.eq_ignore_ascii_case(&table.name));
+    /// The topic's newest schema, if it is the draft's; else the draft under a number of its own.
+    async fn schema(&self, draft: TopicSchema) -> Result<TopicSchema> {
+        let recopy = self.is_recopied(&draft.table);
         loop {
             let all = self.session.table(Table::Schemas).await?;
             let mut known = Vec::new();
             for entry in all.values() {
                 known.push(TopicSchema::decode(entry.value.as_bytes())?);
             }
-            let present = known.iter().filter(|schema| schema.topic == topic).max_by_key(|schema| schema.id);
+            let present = known.iter().filter(|schema| schema.topic == draft.topic).max_by_key(|schema| schema.id);
             if let Some(present) = present
-                && present.table == *table
+                && present.table == draft.table
                 && !recopy
             {
                 return Ok(present.clone());
             }
             let id = known.iter().map(|schema| schema.id).max().unwrap_or(0) + 1;
-            let kinds = table.columns.iter().map(|column| Kind::of_sqlite(&column.declared_type)).collect();
-            let (sync, connector) = (self.spec.name.clone(), "sqlite".to_owned());
-            let schema = TopicSchema { id, topic: topic.clone(), connector, sync, table: table.clone(), kinds };
+            let schema = TopicSchema { id, ..draft.clone() };
             let value =
                 serde_json::to_string(&schema).map_err(|e| Error::internal("encode a schema").with_source(e))?;
             match self.session.put(Table::Schemas, &TopicSchema::record_key(id), Some(value), None).await {
@@ -314,7 +341,7 @@ impl Runner<'_> {
         let mut schemas = Schemas::default();
         for entry in self.session.table(Table::Schemas).await?.values() {
             let schema = TopicSchema::decode(entry.value.as_bytes())?;
-            schemas.by_id.insert(schema.id, schema);
+            schemas.by_id.insert(schema.id, Arc::new(schema));
         }
         Ok(schemas)
     }
@@ -332,15 +359,16 @@ impl Runner<'_> {
         let partition = TopicPartition::new(&schema.topic, 0);
         let bounds = self.session.bounds(&[partition]).await?;
         let holds = bounds.first().is_some_and(|b| b.durable_offset > b.log_start_offset);
-        let begins = copies.begin.contains(&schema.table.name) && holds;
+        let name = schema.table.full_name();
+        let begins = copies.begin.contains(&name) && holds;
         if !rereads && !begins {
-            return match copies.unfinished.contains(&schema.table.name) {
+            return match copies.unfinished.contains(&name) {
                 true => Reconciler::of_changed(&*self.session, schemas, &schema.topic).await.map(Some),
                 false => Ok(None),
             };
         }
         if begins {
-            writer.set_position(&reconcile_part(&schema.table.name), Some("1".into()));
+            writer.set_position(&reconcile_part(&name), Some("1".into()));
         }
         Reconciler::of_all(&*self.session, schemas, &schema.topic).await.map(Some)
     }
@@ -349,16 +377,16 @@ impl Runner<'_> {
     async fn refuse_changed_columns(&self, tables: &[TableSchema]) -> Result<()> {
         let schemas = self.schemas().await?;
         for table in tables {
-            let topic = topic_of(&self.spec.name, &table.name);
+            let topic = topic_of(&self.spec.name, table);
             let present = schemas.by_id.values().filter(|s| s.topic == topic).max_by_key(|s| s.id);
-            let recopy = self.options.recopy.iter().any(|name| name.eq_ignore_ascii_case(&table.name));
+            let recopy = self.is_recopied(table);
             if let Some(present) = present.filter(|present| present.table != *table && !recopy) {
                 return Err(Error::conflict(format!(
                     "the columns of table {} changed since it was copied: {}; to copy the table anew: \
                      tidemill sync run FILE --recopy {}",
-                    table.name,
+                    table.full_name(),
                     present.table.changes_to(table),
-                    shell_word(&table.name)
+                    shell_word(&table.full_name())
                 )));
             }
         }
@@ -367,7 +395,7 @@ impl Runner<'_> {
 }
 
 /// The parts of a stored position that are the source's own.
-fn capture_parts(stored: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub(super) fn capture_parts(stored: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     stored
         .iter()
         .filter(|(name, _)| !name.starts_with(&reconcile_part("")))
@@ -375,39 +403,11 @@ fn capture_parts(stored: &BTreeMap<String, String>) -> BTreeMap<String, String> 
         .collect()
 }
 
-/// The tables that a sync's patterns name now.
-///
-/// # Errors
-/// `Unavailable` where the source is not there, `NotFound` for a pattern that matches nothing.
-pub(super) fn source_tables(spec: &SyncSpec) -> Result<Vec<TableSchema>> {
-    let Endpoint::Sqlite(path) = &spec.from;
-    if !path.exists() {
-        return Err(Error::unavailable(format!("source {} does not exist", path.display())));
-    }
-    let conn = sqlite::open_source(path)?;
-    sqlite::match_tables(&spec.tables, &sqlite::list_tables(&conn)?)
-}
-
 /// Refuses what `sync check` would refuse, before anything is made.
-fn refuse_unfit(path: &Path, tables: &[TableSchema], once: bool) -> Result<()> {
-    let conn = sqlite::open_source(path)?;
-    let findings = match once {
-        true => sqlite::preflight::preflight_tables(&conn, tables),
-        false => sqlite::preflight(&conn, tables),
-    };
+async fn refuse_unfit(from: &dyn SourceConnector, tables: &[TableSchema], once: bool) -> Result<()> {
+    let findings = from.preflight(tables, once).await?;
     let refused = findings.into_iter().find(|finding| finding.level == Level::Refuse);
     let Some(finding) = refused else { return Ok(()) };
     let cure = finding.cure.map(|cure| format!("; {cure}")).unwrap_or_default();
     Err(Error::conflict(format!("{}: {}{cure}", finding.subject, finding.message)))
-}
-
-/// About how many rows each table has; for progress only.
-fn row_counts(from: &Endpoint, tables: &[TopicSchema]) -> Vec<(String, u64)> {
-    let Endpoint::Sqlite(path) = from;
-    let conn = sqlite::open_source(path).ok();
-    let count = |name: &str| -> Option<u64> {
-        let sql = format!("SELECT count(*) FROM {}", sqlite::value::identifier(name));
-        conn.as_ref()?.query_row(&sql, [], |row| row.get::<_, i64>(0)).ok().map(i64::unsigned_abs)
-    };
-    tables.iter().map(|schema| (schema.table.name.clone(), count(&schema.table.name).unwrap_or(0))).collect()
 }

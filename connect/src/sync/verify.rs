@@ -1,22 +1,12 @@
 //! `sync verify`: compares source and target row by row, and looks again at what differs while a sync catches up.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use super::{
-    file::{Endpoint, SyncSpec},
-    run::source_tables,
-};
+use super::{compare::Sides, file::SyncSpec};
 use crate::{
-    Error, Result,
+    Result,
     change::{Row, TableSchema},
-    sqlite::{
-        self, TableDiff,
-        compare::{column_names, key_text, recheck},
-        value::sqlite_error,
-    },
+    diff::{TableDiff, key_text},
 };
 
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -26,7 +16,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 pub struct Patience {
     /// Not longer than this.
     pub at_most: Duration,
-    /// Nor longer than the target stays as it is for this long: then no sync is at work.
+    /// Nor longer than nothing of what differs changes for this long: then no sync is at work.
     pub quiet: Duration,
 }
 
@@ -79,32 +69,28 @@ pub async fn verify(spec: SyncSpec, patience: Duration) -> Result<Vec<Verdict>> 
 /// # Errors
 /// As [`verify`].
 pub async fn verify_patiently(spec: SyncSpec, patience: Patience) -> Result<Vec<Verdict>> {
-    let work = tokio::task::spawn_blocking(move || verify_blocking(&spec, patience));
-    work.await.map_err(|e| Error::internal("verify").with_source(e))?
-}
-
-fn verify_blocking(spec: &SyncSpec, patience: Patience) -> Result<Vec<Verdict>> {
-    let (Endpoint::Sqlite(from), Endpoint::Sqlite(to)) = (&spec.from, &spec.to);
-    if !to.exists() {
-        return Err(Error::unavailable(format!("target {} does not exist", to.display())));
-    }
-    let mut watch = Watch::new(to, patience)?;
+    let mut sides = Sides::open(&spec).await?;
     let mut verdicts = Vec::new();
-    for schema in source_tables(spec)? {
-        let columns = column_names(&schema, to)?.and_then(|only| other_columns(&only));
+    for schema in spec.from.source()?.tables(&spec.tables).await? {
+        let columns = sides.only_columns(&schema).await?.and_then(|only| other_columns(&only));
         let mut diff = TableDiff::default();
         if columns.is_none() {
-            diff = sqlite::compare_tables(from, to, &schema)?;
-            while !diff.is_equal() && watch.goes_on()? {
-                std::thread::sleep(LOOK_AGAIN);
+            diff = sides.compare(&schema).await?;
+            let (until, mut quiet_until) = (Instant::now() + patience.at_most, Instant::now() + patience.quiet);
+            while !diff.is_equal() && Instant::now() < until.min(quiet_until) {
+                tokio::time::sleep(LOOK_AGAIN).await;
                 // Where more rows differ than are listed, the whole table is compared again.
-                diff = match diff.is_listed() {
-                    true => recheck(from, to, &schema, &diff)?,
-                    false => sqlite::compare_tables(from, to, &schema)?,
+                let again = match diff.is_listed() {
+                    true => sides.recheck(&schema, &diff).await?,
+                    false => sides.compare(&schema).await?,
                 };
+                if again != diff {
+                    quiet_until = Instant::now() + patience.quiet;
+                }
+                diff = again;
             }
         }
-        verdicts.push(Verdict { table: schema.name.clone(), diff, columns, schema });
+        verdicts.push(Verdict { table: schema.full_name(), diff, columns, schema });
     }
     Ok(verdicts)
 }
@@ -114,36 +100,4 @@ fn other_columns([source, target]: &[Vec<String>; 2]) -> Option<String> {
     let told = told.into_iter().filter(|(_, names)| !names.is_empty());
     let told: Vec<_> = told.map(|(side, names)| format!("{side}: {}", names.join(", "))).collect();
     (!told.is_empty()).then(|| told.join("; "))
-}
-
-/// Knows whether it is worth looking again.
-struct Watch {
-    target: rusqlite::Connection,
-    version: i64,
-    changed: Instant,
-    until: Instant,
-    quiet: Duration,
-}
-
-impl Watch {
-    fn new(target: &Path, patience: Patience) -> Result<Self> {
-        let now = Instant::now();
-        let target = sqlite::open_source(target)?;
-        let version = data_version(&target)?;
-        Ok(Self { target, version, changed: now, until: now + patience.at_most, quiet: patience.quiet })
-    }
-
-    fn goes_on(&mut self) -> Result<bool> {
-        let now = Instant::now();
-        let version = data_version(&self.target)?;
-        if version != self.version {
-            (self.version, self.changed) = (version, now);
-        }
-        Ok(now < self.until && now - self.changed < self.quiet)
-    }
-}
-
-/// Another number after each commit of another connection.
-fn data_version(conn: &rusqlite::Connection) -> Result<i64> {
-    conn.query_row("PRAGMA data_version", [], |row| row.get(0)).map_err(|e| sqlite_error("look at the target", e))
 }

@@ -15,7 +15,11 @@ fn column(name: &str, declared: &str, key: Option<u32>) -> Column {
 }
 
 fn schema() -> TableSchema {
-    TableSchema { name: "t".into(), columns: vec![column("id", "INTEGER", Some(0)), column("v", "", None)] }
+    TableSchema {
+        schema: None,
+        name: "t".into(),
+        columns: vec![column("id", "INTEGER", Some(0)), column("v", "", None)],
+    }
 }
 
 fn put(id: i64, v: &str) -> Change {

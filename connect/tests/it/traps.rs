@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use tidemill_connect::change::{Change, Op, Value};
+use tidemill_connect::connector::Level;
 use tidemill_connect::sqlite::triggers::Variant;
-use tidemill_connect::sqlite::{self, Capture, Level, preflight};
+use tidemill_connect::sqlite::{self, Capture, preflight};
 
 use crate::support::{Folder, Follower, Python, tables_of};
 

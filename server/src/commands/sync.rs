@@ -6,8 +6,8 @@ use axum::http::Method;
 use futures::future::join_all;
 use tidemill_connect::{
     command::{shell_word, with_file},
+    connector::Level,
     converter::TopicSchema,
-    sqlite::Level,
     sync::{
         check::check,
         file::{SyncSpec, load},
@@ -136,7 +136,7 @@ async fn examine(file: &Path, data_dir: Option<&Path>) -> anyhow::Result<ExitCod
     let mut refused = false;
     for spec in specs {
         println!("sync {}: {} -> {}", spec.name, spec.from, spec.to);
-        for finding in check(&spec, &schemas)? {
+        for finding in check(&spec, &schemas).await? {
             let mark = match finding.level {
                 Level::Ok => "ok    ",
                 Level::Warn => "warn  ",

@@ -140,7 +140,9 @@ pub(crate) fn bytes_text(bytes: &[u8]) -> String {
 /// A value of a column without a type, as text.
 fn any_text(value: &Value) -> String {
     match value {
-        Value::Null => String::new(),
+        Value::Null | Value::Unchanged => String::new(),
+        Value::Boolean(value) => value.to_string(),
+        Value::Unsigned(value) => value.to_string(),
         Value::Integer(value) => value.to_string(),
         Value::Real(value) if value.is_infinite() => if *value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned(),
         Value::Real(value) => format!("{value:?}"),

@@ -8,7 +8,8 @@ use std::{
 use bytes::Bytes;
 use tidemill_connect::{
     change::{Change, Column, Op, TableSchema, Value},
-    converter::{Kind, TopicSchema},
+    converter::TopicSchema,
+    types::Dialect,
 };
 use tidemill_core::{
     batch::{Batch, BatchBuilder, patch_base_offset},
@@ -57,15 +58,9 @@ impl Log {
             key: *key,
         };
         let columns: Vec<Column> = columns.iter().map(column).collect();
-        let kinds = columns.iter().map(|column| Kind::of_sqlite(&column.declared_type)).collect();
-        let schema = TopicSchema {
-            id: self.schemas.len() as u64 + 1,
-            topic: topic.to_owned(),
-            connector: "sqlite".to_owned(),
-            sync: sync.to_owned(),
-            table: TableSchema { name: name.to_owned(), columns },
-            kinds,
-        };
+        let table = TableSchema { schema: None, name: name.to_owned(), columns };
+        let id = self.schemas.len() as u64 + 1;
+        let schema = TopicSchema { id, topic: topic.to_owned(), ..TopicSchema::draft(sync, Dialect::Sqlite, &table) };
         self.schemas.push(schema.clone());
         schema
     }
