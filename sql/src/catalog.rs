@@ -5,7 +5,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use datafusion::sql::sqlparser::ast::Ident;
-use tidemill_connect::converter::TopicSchema;
+use tidemill_connect::{change::Column, converter::TopicSchema, types::Dialect};
 use tidemill_core::{
     Error, Result,
     suggest::nearest,
@@ -69,7 +69,7 @@ impl Catalog {
             .map(|topic| {
                 let declared = by_topic.remove(&topic.name).and_then(declare);
                 let (schema, name) = match &declared {
-                    Some(declared) => (declared.present.sync.clone(), declared.present.table.name.clone()),
+                    Some(declared) => (declared.present.sync.clone(), table_name(&declared.present)),
                     None => (PUBLIC.to_owned(), topic.name.clone()),
                 };
                 Arc::new(Table { schema, name, topic, declared })
@@ -138,8 +138,18 @@ fn declare(mut schemas: Vec<TopicSchema>) -> Option<Declared> {
     };
     let older_allows = |name: &str| schemas.iter().any(|schema| may_be_null(schema, name));
     let columns = &present.table.columns;
-    let nullable = columns.iter().map(|c| !c.not_null || older_allows(&c.name)).collect();
+    // PostgreSQL does not tell all of a row that is gone.
+    let untold = |column: &Column| present.connector == Dialect::Postgres && column.key.is_none();
+    let nullable = columns.iter().map(|c| !c.not_null || untold(c) || older_allows(&c.name)).collect();
     Some(Declared { nullable, present })
+}
+
+/// A sync's table in SQL: the sync is its schema, so another schema than PostgreSQL's default one stands in the name.
+fn table_name(schema: &TopicSchema) -> String {
+    match (schema.connector, schema.table.schema.as_deref()) {
+        (Dialect::Postgres, Some(other)) if other != PUBLIC => format!("{other}_{}", schema.table.name),
+        _ => schema.table.name.clone(),
+    }
 }
 
 /// Whether an identifier means this name by PostgreSQL's rules: quoted as it stands, else folded to lower case.

@@ -9,18 +9,23 @@ use std::{
 };
 
 use tidemill_core::{
+    clock::Clock,
     log::{FetchOptions, Session},
+    record::FetchedRecord,
     topic::TopicPartition,
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::{
+    control::{Answer, Ask, Control},
     feed::pause,
-    reconcile::Schemas,
+    parked::{Parked, ParkedKey},
     run::{Observer, retry_pause},
+    schemas::Schemas,
 };
 use crate::{
     Error, ErrorKind, Result,
+    change::Change,
     connector::{Sink, TopicChanges},
     converter::TopicSchema,
 };
@@ -42,7 +47,10 @@ pub(super) struct Apply {
     pub(super) schemas: Schemas,
     pub(super) routes: Vec<Route>,
     pub(super) observer: Arc<dyn Observer>,
-    pub(super) fed: Arc<Notify>,
+    pub(super) clock: Arc<dyn Clock>,
+    /// Told by the source's half when there is something to apply.
+    pub(super) control: Arc<Control>,
+    pub(super) parked: Parked,
     /// The source had no more to give; before that, having all of the log is not being in step.
     pub(super) drained: Arc<AtomicBool>,
     /// The source's half is done: what the log has now is all.
@@ -73,18 +81,19 @@ impl Apply {
     /// Runs until the source's half ended and all is applied, or `stop` turns true.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<()> {
         let mut failures = 0;
-        let mut tables_made = false;
+        let (mut tables_made, mut retried) = (false, self.parked.is_empty());
         while !*stop.borrow() {
             let ended = self.source_ended.load(Ordering::Acquire);
             let drained = self.drained.load(Ordering::Acquire);
-            match self.step(&mut tables_made).await {
+            self.answer().await?;
+            match self.step_or_park(&mut tables_made).await {
                 Ok(0) if ended => return Ok(()),
                 Ok(0) => {
                     if drained {
                         self.observer.caught_up();
                     }
                     tokio::select! {
-                        () = self.fed.notified() => {}
+                        () = self.control.fed.notified() => {}
                         () = pause(&mut stop, LOOK_INTERVAL) => {}
                     }
                 }
@@ -98,17 +107,159 @@ impl Apply {
                 Err(error) => return Err(error),
             }
             failures = 0;
+            if tables_made && !retried {
+                // Who starts a sync again may have mended what refused the rows.
+                self.retry(&Ask::Retry).await?;
+                self.tell_parked();
+                retried = true;
+            }
         }
         Ok(())
     }
 
-    /// Applies one transaction's worth; tells how many records it passed.
-    async fn step(&mut self, tables_made: &mut bool) -> Result<u64> {
+    /// As [`Apply::step`]; where the target refuses rows, these are parked and all others applied.
+    async fn step_or_park(&mut self, tables_made: &mut bool) -> Result<u64> {
+        let refused = match self.step(tables_made).await {
+            Err(error) if error.kind() == ErrorKind::Conflict && *tables_made => error,
+            other => return other,
+        };
+        // Where the tables themselves are refused, it is not the rows.
+        let empty = |route: &Route| TopicChanges { schema: Arc::clone(&route.schema), changes: Vec::new() };
+        if self.sink.put(self.routes.iter().map(empty).collect(), Vec::new()).await.is_err() {
+            return Err(refused);
+        }
+        let (partitions, bounds) = self.bounds().await?;
+        let mut applied = 0;
+        for number in 0..self.routes.len() {
+            let mut items = Vec::new();
+            let next =
+                self.read(number, &partitions[number], bounds[number], &mut Taken::default(), &mut items).await?;
+            applied += items.len() as u64;
+            self.put_or_park(&items).await?;
+            let topic = self.routes[number].schema.topic.clone();
+            // The rows are there already: applied again after a crash they come out the same.
+            self.sink.put(Vec::new(), vec![(topic, next)]).await?;
+            self.routes[number].next_offset = next;
+        }
+        self.tell_parked();
+        Ok(applied.max(1))
+    }
+
+    /// Applies changes in order, in halves until those that the target refuses stand alone; these are parked.
+    async fn put_or_park(&mut self, items: &[Item]) -> Result<()> {
+        let mut ranges = vec![0..items.len()];
+        while let Some(range) = ranges.pop() {
+            // A key that was parked meanwhile holds back its later changes.
+            let topic = |item: &&Item| !self.parked.holds(&item.schema.topic, &item.record);
+            let batch = grouped(items[range.clone()].iter().filter(topic));
+            if batch.is_empty() {
+                continue;
+            }
+            let error = match self.sink.put(batch, Vec::new()).await {
+                Ok(()) => continue,
+                Err(error) if error.kind() == ErrorKind::Conflict => error,
+                Err(error) => return Err(error),
+            };
+            if range.len() == 1 {
+                let (item, now) = (&items[range.start], self.clock.now());
+                self.parked.park(&*self.session, &item.schema.topic, &item.record, &error, now).await?;
+                continue;
+            }
+            let middle = range.start + range.len() / 2;
+            ranges.push(middle..range.end);
+            ranges.push(range.start..middle);
+        }
+        Ok(())
+    }
+
+    /// Does what people asked for.
+    async fn answer(&mut self) -> Result<()> {
+        for (ask, answer) in self.control.take() {
+            let result = self.retry(&ask).await;
+            self.tell_parked();
+            let failed = result.as_ref().err().map(Error::duplicate);
+            let _ = answer.send(result);
+            if let Some(error) = failed.filter(|error| error.kind() == ErrorKind::Closed) {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies what waits for parked keys, of one key without the change that failed.
+    async fn retry(&mut self, ask: &Ask) -> Result<Answer> {
+        let mut answer = Answer::default();
+        for parked in self.parked.all() {
+            let skips = match ask {
+                Ask::Retry => false,
+                Ask::Skip(key) if *key == parked.key => true,
+                Ask::Skip(_) => {
+                    answer.parked.push(parked);
+                    continue;
+                }
+            };
+            let waiting = self.waiting(&parked, skips).await?;
+            let batch = grouped(waiting.iter());
+            if batch.is_empty() {
+                answer.released.push(parked);
+                continue;
+            }
+            match self.sink.put(batch, Vec::new()).await {
+                Ok(()) => answer.released.push(parked),
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    answer.parked.push(ParkedKey { cause: error.to_string(), ..parked });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Ask::Skip(key) = ask
+            && !answer.released.iter().chain(&answer.parked).any(|parked| parked.key == *key)
+        {
+            return Err(Error::not_found(format!("no key {key} is parked")));
+        }
+        self.parked.release(&answer.released).await?;
+        Ok(answer)
+    }
+
+    /// The changes of a parked key that the target has not taken.
+    async fn waiting(&mut self, parked: &ParkedKey, skips: bool) -> Result<Vec<Item>> {
+        let Some(number) = self.routes.iter().position(|route| route.schema.topic == parked.topic) else {
+            return Ok(Vec::new());
+        };
+        let (partition, end) = (TopicPartition::new(&parked.topic, 0), self.routes[number].next_offset);
+        let (mut next, mut items) = (parked.offset + i64::from(skips), Vec::new());
+        while next < end {
+            let mut found = Vec::new();
+            let mut taken = Taken::default();
+            next = self.read_from(number, &partition, next, end, &mut taken, &mut found).await?;
+            items.extend(found.into_iter().filter(|item| item.record.key.as_deref() == Some(parked.key.as_bytes())));
+        }
+        Ok(items)
+    }
+
+    fn tell_parked(&self) {
+        self.observer.parked(&self.parked.all());
+    }
+
+    async fn bounds(&self) -> Result<(Vec<TopicPartition>, Vec<i64>)> {
         let partitions: Vec<_> = self.routes.iter().map(|r| TopicPartition::new(&r.schema.topic, 0)).collect();
         let bounds = self.session.bounds(&partitions).await?;
+        Ok((partitions, bounds.iter().map(|bounds| bounds.durable_offset).collect()))
+    }
+
+    /// Applies one transaction's worth; tells how many records it passed.
+    async fn step(&mut self, tables_made: &mut bool) -> Result<u64> {
+        let (partitions, bounds) = self.bounds().await?;
         let mut batch = Batch::default();
-        for (number, bounds) in bounds.iter().enumerate() {
-            self.take(number, &partitions[number], bounds.durable_offset, &mut batch).await?;
+        for (number, end) in bounds.into_iter().enumerate() {
+            let mut items = Vec::new();
+            let next = self.read(number, &partitions[number], end, &mut batch.taken, &mut items).await?;
+            if next != self.routes[number].next_offset {
+                batch.next_offsets.push((number, next));
+            }
+            let parked = &self.parked;
+            items.retain(|item| !parked.holds(&item.schema.topic, &item.record));
+            batch.changes.extend(grouped_owned(items));
         }
         if !*tables_made {
             let empty = |route: &Route| TopicChanges { schema: Arc::clone(&route.schema), changes: Vec::new() };
@@ -124,37 +275,82 @@ impl Apply {
         for (number, next) in batch.next_offsets {
             self.routes[number].next_offset = next;
         }
-        Ok(batch.records)
+        Ok(batch.taken.records)
     }
 
-    /// Takes records of one topic up to `end` into the batch, while it has room.
-    async fn take(&mut self, number: usize, from: &TopicPartition, end: i64, batch: &mut Batch) -> Result<()> {
-        let route = &self.routes[number];
-        let mut next = route.next_offset;
-        while next < end && batch.bytes < APPLY_BYTES {
+    /// Reads changes of one topic from where the target is up to `end`, while `taken` leaves room; where to go on.
+    async fn read(
+        &mut self,
+        number: usize,
+        from: &TopicPartition,
+        end: i64,
+        taken: &mut Taken,
+        items: &mut Vec<Item>,
+    ) -> Result<i64> {
+        self.read_from(number, from, self.routes[number].next_offset, end, taken, items).await
+    }
+
+    async fn read_from(
+        &mut self,
+        number: usize,
+        from: &TopicPartition,
+        mut next: i64,
+        end: i64,
+        taken: &mut Taken,
+        items: &mut Vec<Item>,
+    ) -> Result<i64> {
+        let copy = self.routes[number].schema.copy_id();
+        while next < end && taken.bytes < APPLY_BYTES {
             let options = FetchOptions { max_bytes: 1 << 20, end: Some(end), ..FetchOptions::default() };
             let chunk = self.session.fetch(from, next, &options).await?;
-            for record in &chunk.records {
-                batch.records += 1;
-                batch.bytes += record.value.as_ref().map_or(0, |v| v.len()) + 64;
+            for record in chunk.records {
+                taken.records += 1;
+                taken.bytes += record.value.as_ref().map_or(0, |v| v.len()) + 64;
                 if record.value.is_none() {
                     continue;
                 }
-                let schema = self.schemas.of(record)?;
+                if !self.schemas.know(&record) {
+                    self.schemas = Schemas::load(&*self.session).await?;
+                }
+                let schema = self.schemas.of(&record)?;
                 // Rows of an older copy come again: the table was copied anew.
-                if schema.copy_id() < route.schema.copy_id() {
+                if schema.copy_id() < copy {
                     continue;
                 }
-                if let Some(change) = schema.decode_record(record)? {
-                    batch.push(schema, change);
+                if let Some(change) = schema.decode_record(&record)? {
+                    items.push(Item { schema: Arc::clone(schema), change, record });
                 }
             }
             next = chunk.next_offset;
         }
-        if next != route.next_offset {
-            batch.next_offsets.push((number, next));
-        }
-        Ok(())
+        Ok(next)
+    }
+}
+
+/// A change with the record that holds it.
+struct Item {
+    schema: Arc<TopicSchema>,
+    change: Change,
+    record: FetchedRecord,
+}
+
+fn grouped<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<TopicChanges> {
+    let mut batch = Vec::new();
+    items.for_each(|item| push(&mut batch, &item.schema, item.change.clone()));
+    batch
+}
+
+fn grouped_owned(items: Vec<Item>) -> Vec<TopicChanges> {
+    let mut batch = Vec::new();
+    items.into_iter().for_each(|item| push(&mut batch, &item.schema, item.change));
+    batch
+}
+
+/// Adds a change; those of one schema stand together.
+fn push(batch: &mut Vec<TopicChanges>, schema: &Arc<TopicSchema>, change: Change) {
+    match batch.last_mut().filter(|last| last.schema.id == schema.id) {
+        Some(last) => last.changes.push(change),
+        None => batch.push(TopicChanges { schema: Arc::clone(schema), changes: vec![change] }),
     }
 }
 
@@ -162,15 +358,12 @@ impl Apply {
 struct Batch {
     changes: Vec<TopicChanges>,
     next_offsets: Vec<(usize, i64)>,
-    bytes: usize,
-    records: u64,
+    taken: Taken,
 }
 
-impl Batch {
-    fn push(&mut self, schema: &Arc<TopicSchema>, change: crate::change::Change) {
-        match self.changes.last_mut().filter(|last| last.schema.id == schema.id) {
-            Some(last) => last.changes.push(change),
-            None => self.changes.push(TopicChanges { schema: Arc::clone(schema), changes: vec![change] }),
-        }
-    }
+/// How much was read of the log.
+#[derive(Default)]
+struct Taken {
+    bytes: usize,
+    records: u64,
 }

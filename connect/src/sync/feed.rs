@@ -14,15 +14,18 @@ use tidemill_core::{
     record::{Header, Record},
     topic::TopicPartition,
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::{
-    reconcile::{Reconciler, Schemas},
+    control::Control,
+    reconcile::Reconciler,
     run::{Observer, retry_pause},
+    schemas::{Schemas, evolve},
+    truncate::Truncate,
 };
 use crate::{
     Error, ErrorKind, Result,
-    change::Op,
+    change::{Change, Op},
     connector::{Polled, Source},
     converter::{SCHEMA_HEADER, TopicSchema},
 };
@@ -48,7 +51,7 @@ pub(super) struct Feed {
     pub(super) reconcilers: Vec<Option<Reconciler>>,
     pub(super) observer: Arc<dyn Observer>,
     /// Tells the other half that there is something to apply.
-    pub(super) fed: Arc<Notify>,
+    pub(super) control: Arc<Control>,
     /// The source had no more to give when it was last asked, and all it gave is committed.
     pub(super) drained: Arc<AtomicBool>,
     /// Whether the open transaction holds anything.
@@ -78,7 +81,7 @@ impl Feed {
             }
             let was_drained = self.drained.swap(!polled.more, Ordering::AcqRel);
             if committed || was_drained == polled.more {
-                self.fed.notify_one();
+                self.control.fed.notify_one();
             }
             if committed || tidied.elapsed() >= TIDY_INTERVAL {
                 self.tidy().await?;
@@ -110,6 +113,7 @@ impl Feed {
         loop {
             let mut polled = self.source.poll().await?;
             count += polled.changes.len();
+            self.prepare(&mut polled).await.map_err(not_again)?;
             // What was polled is in hand but not in the log: only a new start can fetch it again.
             self.staged |= self.stage(&mut polled).await.map_err(not_again)?;
             let gather_on = polled.more && polled.pause.is_zero() && !polled.ended && count < GATHER_CHANGES;
@@ -117,6 +121,36 @@ impl Feed {
                 return Ok(polled);
             }
         }
+    }
+
+    /// What comes before a poll's changes: new columns, emptied tables.
+    async fn prepare(&mut self, polled: &mut Polled) -> Result<()> {
+        for (table, shape) in std::mem::take(&mut polled.evolved) {
+            let schema = evolve(&*self.session, &self.tables[table], shape).await?;
+            self.schemas.add(schema.clone());
+            self.tables[table] = schema;
+        }
+        for table in std::mem::take(&mut polled.truncated) {
+            self.truncate(table).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes all rows of a table's topic, in transactions of their own: a start in the middle begins again with what is
+    /// left.
+    async fn truncate(&mut self, table: usize) -> Result<()> {
+        if std::mem::take(&mut self.staged) {
+            self.writer.commit().await?;
+        }
+        let mut rows = Truncate::of(&*self.session, &self.tables[table].topic).await?;
+        while let Some(changes) = rows.next(&*self.session, &self.schemas).await? {
+            let changes = changes.into_iter().map(|change| Change { table, ..change }).collect();
+            if self.stage(&mut Polled { changes, ..Polled::default() }).await? {
+                self.writer.commit().await?;
+                self.control.fed.notify_one();
+            }
+        }
+        Ok(())
     }
 
     /// Puts one poll's changes into the open transaction.

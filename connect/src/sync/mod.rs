@@ -5,18 +5,25 @@
 //! | [`file`] | reads the file, names what is wrong with it |
 //! | [`run`] | runs a sync: source into topics, topics into target |
 //! | `reconcile` | keeps a copy that is made again from writing what the log already has |
+//! | `schemas` | the shapes of topics: found, made, evolved |
+//! | [`parked`], [`control`] | rows that the target refuses, and what people ask of a running sync |
+//! | `truncate` | deletes all rows of a topic |
 //! | `compare` | compares a table of the two databases, row by row |
 //! | [`check`], [`verify`], [`release`], [`remove`] | the other things one does with a sync |
 
 mod apply;
 pub mod check;
 mod compare;
+pub mod control;
 mod feed;
 pub mod file;
+pub mod parked;
 mod reconcile;
 pub mod release;
 pub mod remove;
 pub mod run;
+mod schemas;
+mod truncate;
 pub mod verify;
 
 pub use crate::converter::topic_of;

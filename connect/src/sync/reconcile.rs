@@ -9,7 +9,6 @@
 use std::{
     collections::{HashMap, hash_map::DefaultHasher},
     hash::Hasher,
-    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -19,13 +18,14 @@ use tidemill_core::{
     topic::TopicPartition,
 };
 
+use super::schemas::Schemas;
 use crate::{
     Result,
     change::{Change, Op, Value},
-    converter::{SCHEMA_HEADER, TopicSchema},
+    converter::TopicSchema,
 };
 
-type KeyHash = [u64; 2];
+pub(super) type KeyHash = [u64; 2];
 
 struct Known {
     row: u64,
@@ -141,33 +141,7 @@ impl Reconciler {
     }
 }
 
-/// All schemas of the log, by id.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Schemas {
-    pub(super) by_id: HashMap<u64, Arc<TopicSchema>>,
-}
-
-impl Schemas {
-    /// The change a record holds and the schema it was written with; `None` for a tombstone.
-    pub(super) fn decode(&self, record: &FetchedRecord) -> Result<Option<(&Arc<TopicSchema>, Change)>> {
-        if record.value.is_none() {
-            return Ok(None);
-        }
-        let schema = self.of(record)?;
-        Ok(schema.decode_record(record)?.map(|change| (schema, change)))
-    }
-
-    /// The schema a record was written with.
-    pub(super) fn of(&self, record: &FetchedRecord) -> Result<&Arc<TopicSchema>> {
-        let id = record.header(SCHEMA_HEADER).and_then(|id| std::str::from_utf8(id).ok()?.parse::<u64>().ok());
-        let schema = id.and_then(|id| self.by_id.get(&id));
-        schema.ok_or_else(|| {
-            crate::Error::corrupt(format!("record at offset {} names schema {id:?}, which is unknown", record.offset))
-        })
-    }
-}
-
-async fn scan(
+pub(super) async fn scan(
     session: &dyn Session,
     topic: &str,
     mut each: impl FnMut(FetchedRecord) -> Result<()> + Send,
@@ -185,7 +159,7 @@ async fn scan(
     Ok(())
 }
 
-fn hash_key(key: &[u8]) -> KeyHash {
+pub(super) fn hash_key(key: &[u8]) -> KeyHash {
     let half = |salt: u8| {
         let mut hasher = DefaultHasher::new();
         hasher.write_u8(salt);

@@ -12,22 +12,25 @@ use std::{
 
 use tidemill_core::{
     clock::Clock,
-    log::{Session, Table, Writer},
+    log::{Session, Writer},
     suggest::nearest,
     topic::{TopicPartition, TopicSpec},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::{
     apply::{Apply, Route},
+    control::Control,
     feed::{Feed, reconcile_part},
     file::SyncSpec,
     owner_of,
-    reconcile::{Reconciler, Schemas},
+    parked::{Parked, ParkedKey},
+    reconcile::Reconciler,
+    schemas::{Schemas, find_or_make},
     topic_of,
 };
 use crate::{
-    Error, ErrorKind, Result,
+    Error, Result,
     change::TableSchema,
     command::with_file,
     connector::{Copied, Follow, Level, Sink, Source, SourceConnector},
@@ -66,6 +69,8 @@ pub trait Observer: Send + Sync {
     fn caught_up(&self);
     /// Something outside is not there; it is tried again.
     fn waiting(&self, error: &Error);
+    /// Rows that the target refuses; all of them, whenever that changes.
+    fn parked(&self, _keys: &[ParkedKey]) {}
 }
 
 /// The pause after the n-th failure in a row: 200 ms, doubled up to 5 s.
@@ -84,10 +89,11 @@ pub async fn run(
     spec: &SyncSpec,
     options: &RunOptions,
     observer: Arc<dyn Observer>,
+    control: Arc<Control>,
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
     let run = async {
-        let sync = Runner { session, clock, spec, options, observer };
+        let sync = Runner { session, clock, spec, options, observer, control };
         sync.run(stop).await
     };
     run.await.map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)))
@@ -140,6 +146,7 @@ struct Runner<'a> {
     spec: &'a SyncSpec,
     options: &'a RunOptions,
     observer: Arc<dyn Observer>,
+    control: Arc<Control>,
 }
 
 impl Runner<'_> {
@@ -243,7 +250,7 @@ impl Runner<'_> {
     ) -> Result<()> {
         let shapes = source.tables();
         let tables = self.topics(from, &shapes).await?;
-        let schemas = self.schemas().await?;
+        let schemas = Schemas::load(&*self.session).await?;
         let counts = shapes.iter().map(TableSchema::full_name).zip(from.row_counts(&shapes).await);
         self.observer.started(&self.spec.name, &counts.collect::<Vec<_>>());
         let rereads = source.rereads();
@@ -257,7 +264,6 @@ impl Runner<'_> {
         writer.commit().await?;
         let mut source = source;
         source.commit().await?;
-        let fed = Arc::new(Notify::new());
         let source_ended = Arc::new(AtomicBool::new(false));
         let drained = Arc::new(AtomicBool::new(false));
         let route = |schema: &TopicSchema| Route { schema: Arc::new(schema.clone()), next_offset: 0 };
@@ -268,7 +274,9 @@ impl Runner<'_> {
             schemas: schemas.clone(),
             routes,
             observer: Arc::clone(&self.observer),
-            fed: Arc::clone(&fed),
+            clock: Arc::clone(&self.clock),
+            control: Arc::clone(&self.control),
+            parked: Parked::open(&*self.session, &self.spec.name).await?,
             drained: Arc::clone(&drained),
             source_ended: Arc::clone(&source_ended),
         };
@@ -282,7 +290,7 @@ impl Runner<'_> {
             tables,
             reconcilers,
             observer: Arc::clone(&self.observer),
-            fed: Arc::clone(&fed),
+            control: Arc::clone(&self.control),
             drained,
             staged: false,
         };
@@ -290,7 +298,7 @@ impl Runner<'_> {
         let feeding = async {
             feed.run(feed_stop).await?;
             source_ended.store(true, Ordering::Release);
-            fed.notify_one();
+            self.control.fed.notify_one();
             Ok(())
         };
         // Either half failing ends both: what is under way in the other is dropped, and done again at the next start.
@@ -305,45 +313,9 @@ impl Runner<'_> {
             if self.session.topic(&draft.topic).await?.is_none() {
                 self.session.create_topic(&draft.topic, &TopicSpec::default()).await?;
             }
-            found.push(self.schema(draft).await?);
+            found.push(find_or_make(&*self.session, &draft, self.is_recopied(table)).await?);
         }
         Ok(found)
-    }
-
-    /// The topic's newest schema, if it is the draft's; else the draft under a number of its own.
-    async fn schema(&self, draft: TopicSchema) -> Result<TopicSchema> {
-        let recopy = self.is_recopied(&draft.table);
-        loop {
-            let all = self.session.table(Table::Schemas).await?;
-            let mut known = Vec::new();
-            for entry in all.values() {
-                known.push(TopicSchema::decode(entry.value.as_bytes())?);
-            }
-            let present = known.iter().filter(|schema| schema.topic == draft.topic).max_by_key(|schema| schema.id);
-            if let Some(present) = present
-                && present.table == draft.table
-                && !recopy
-            {
-                return Ok(present.clone());
-            }
-            let id = known.iter().map(|schema| schema.id).max().unwrap_or(0) + 1;
-            let schema = TopicSchema { id, ..draft.clone() };
-            let value =
-                serde_json::to_string(&schema).map_err(|e| Error::internal("encode a schema").with_source(e))?;
-            match self.session.put(Table::Schemas, &TopicSchema::record_key(id), Some(value), None).await {
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
-                other => return other.map(|()| schema),
-            }
-        }
-    }
-
-    async fn schemas(&self) -> Result<Schemas> {
-        let mut schemas = Schemas::default();
-        for entry in self.session.table(Table::Schemas).await?.values() {
-            let schema = TopicSchema::decode(entry.value.as_bytes())?;
-            schemas.by_id.insert(schema.id, Arc::new(schema));
-        }
-        Ok(schemas)
     }
 
     /// A copy that begins while its topic already holds rows writes only what differs; any other copy leaves out what the
@@ -375,10 +347,10 @@ impl Runner<'_> {
 
     /// A copy without a capture has no position that would notice new columns: the topic's schema does.
     async fn refuse_changed_columns(&self, tables: &[TableSchema]) -> Result<()> {
-        let schemas = self.schemas().await?;
+        let schemas = Schemas::load(&*self.session).await?;
         for table in tables {
             let topic = topic_of(&self.spec.name, table);
-            let present = schemas.by_id.values().filter(|s| s.topic == topic).max_by_key(|s| s.id);
+            let present = schemas.newest(&topic);
             let recopy = self.is_recopied(table);
             if let Some(present) = present.filter(|present| present.table != *table && !recopy) {
                 return Err(Error::conflict(format!(

@@ -59,7 +59,7 @@ impl Bench {
 
     async fn run(&self, options: &RunOptions, stop: watch::Receiver<bool>) -> Result<(), Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-        run(self.session().await, clock, &self.spec, options, Arc::new(Silent), stop).await
+        run(self.session().await, clock, &self.spec, options, Arc::new(Silent), Arc::default(), stop).await
     }
 
     async fn once(&self) -> Result<(), Error> {

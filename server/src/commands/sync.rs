@@ -101,7 +101,7 @@ async fn run_specs(
                 let session = node.session(&format!("sync/{}", spec.name)).await?;
                 let clock = Arc::clone(node.engine().clock());
                 let observer = Arc::clone(&shown);
-                anyhow::Ok(run_sync(session, clock, spec, options, observer, stop).await?)
+                anyhow::Ok(run_sync(session, clock, spec, options, observer, Arc::default(), stop).await?)
             };
             match run.await {
                 Ok(()) => shown.sum_up(),

@@ -5,8 +5,8 @@ use std::{fmt::Write as _, sync::Arc};
 use bytes::Bytes;
 use datafusion::arrow::{
     array::{
-        ArrayBuilder as _, ArrayRef, BinaryViewBuilder, Float64Builder, Int32Builder, Int64Builder, StringViewBuilder,
-        TimestampMillisecondBuilder,
+        ArrayBuilder as _, ArrayRef, BinaryViewBuilder, BooleanBuilder, Decimal128Builder, Float64Builder,
+        Int32Builder, Int64Builder, StringViewBuilder, TimestampMillisecondBuilder, UInt64Builder,
     },
     buffer::Buffer,
     datatypes::DataType,
@@ -19,7 +19,11 @@ use tidemill_core::{Result, batch::RecordRef};
 pub(super) enum ColumnBuilder {
     Int32(Int32Builder),
     Int64(Int64Builder),
+    UInt64(UInt64Builder),
+    Boolean(BooleanBuilder),
     Float64(Float64Builder),
+    /// The builder, its precision and its scale.
+    Decimal(Decimal128Builder, u8, i8),
     Instant(TimestampMillisecondBuilder),
     /// The number of the block that is the present batch, once a view points into it.
     Text(StringViewBuilder, Option<u32>),
@@ -31,7 +35,12 @@ impl ColumnBuilder {
         match data_type {
             DataType::Int32 => Self::Int32(Int32Builder::new()),
             DataType::Int64 => Self::Int64(Int64Builder::new()),
+            DataType::UInt64 => Self::UInt64(UInt64Builder::new()),
+            DataType::Boolean => Self::Boolean(BooleanBuilder::new()),
             DataType::Float64 => Self::Float64(Float64Builder::new()),
+            DataType::Decimal128(precision, scale) => {
+                Self::Decimal(Decimal128Builder::new().with_data_type(data_type.clone()), *precision, *scale)
+            }
             DataType::BinaryView => Self::Binary(BinaryViewBuilder::new()),
             DataType::Timestamp(_, _) => {
                 Self::Instant(TimestampMillisecondBuilder::new().with_data_type(data_type.clone()))
@@ -44,6 +53,9 @@ impl ColumnBuilder {
         match self {
             Self::Int32(builder) => builder.len(),
             Self::Int64(builder) => builder.len(),
+            Self::UInt64(builder) => builder.len(),
+            Self::Boolean(builder) => builder.len(),
+            Self::Decimal(builder, ..) => builder.len(),
             Self::Float64(builder) => builder.len(),
             Self::Instant(builder) => builder.len(),
             Self::Text(builder, _) => builder.len(),
@@ -51,10 +63,17 @@ impl ColumnBuilder {
         }
     }
 
+    pub(super) fn is_text(&self) -> bool {
+        matches!(self, Self::Text(..))
+    }
+
     pub(super) fn append_null(&mut self) {
         match self {
             Self::Int32(builder) => builder.append_null(),
             Self::Int64(builder) => builder.append_null(),
+            Self::UInt64(builder) => builder.append_null(),
+            Self::Boolean(builder) => builder.append_null(),
+            Self::Decimal(builder, ..) => builder.append_null(),
             Self::Float64(builder) => builder.append_null(),
             Self::Instant(builder) => builder.append_null(),
             Self::Text(builder, _) => builder.append_null(),
@@ -66,8 +85,16 @@ impl ColumnBuilder {
     pub(super) fn append_value(&mut self, kind: Kind, value: Value) -> Result<(), Value> {
         match (self, value) {
             (Self::Int64(builder), Value::Integer(value)) => builder.append_value(value),
+            (Self::UInt64(builder), Value::Integer(value @ 0..)) => builder.append_value(value.unsigned_abs()),
+            (Self::UInt64(builder), Value::Unsigned(value)) => builder.append_value(value),
+            (Self::Boolean(builder), Value::Boolean(value)) => builder.append_value(value),
+            (Self::Decimal(builder, precision, scale), Value::Text(text)) => match decimal(&text, *precision, *scale) {
+                Some(value) => builder.append_value(value),
+                None => return Err(Value::Text(text)),
+            },
             (Self::Float64(builder), Value::Real(value)) => builder.append_value(value),
             (Self::Float64(builder), Value::Integer(value)) => builder.append_value(value as f64),
+            (Self::Float64(builder), Value::Unsigned(value)) => builder.append_value(value as f64),
             (Self::Text(builder, _), Value::Text(text)) => builder.append_value(text),
             (Self::Binary(builder), Value::Blob(bytes)) => builder.append_value(bytes),
             (Self::Text(builder, _), value) if kind == Kind::Any => builder.append_value(any_text(&value)),
@@ -118,12 +145,35 @@ impl ColumnBuilder {
         match self {
             Self::Int32(builder) => Arc::new(builder.finish()),
             Self::Int64(builder) => Arc::new(builder.finish()),
+            Self::UInt64(builder) => Arc::new(builder.finish()),
+            Self::Boolean(builder) => Arc::new(builder.finish()),
+            Self::Decimal(builder, ..) => Arc::new(builder.finish()),
             Self::Float64(builder) => Arc::new(builder.finish()),
             Self::Instant(builder) => Arc::new(builder.finish()),
             Self::Text(builder, _) => Arc::new(builder.finish()),
             Self::Binary(builder) => Arc::new(builder.finish()),
         }
     }
+}
+
+/// The digits of an exact decimal, at a scale.
+fn decimal(text: &str, precision: u8, scale: i8) -> Option<i128> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text),
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let scale = usize::try_from(scale).ok()?;
+    let digit = |c: &u8| c.is_ascii_digit();
+    if whole.is_empty() || !whole.bytes().chain(fraction.bytes()).all(|c| digit(&c)) || fraction.len() > scale {
+        return None;
+    }
+    let zeros = std::iter::repeat_n(b'0', scale - fraction.len());
+    let mut value: i128 = 0;
+    for c in whole.bytes().chain(fraction.bytes()).chain(zeros) {
+        value = value.checked_mul(10)?.checked_add(i128::from(c - b'0'))?;
+    }
+    (value < 10_i128.checked_pow(precision.into())?).then_some(if negative { -value } else { value })
 }
 
 /// `\x` and the hex digits.
@@ -162,4 +212,21 @@ pub(super) fn headers_text(record: &RecordRef<'_>) -> Result<String> {
     };
     let headers: Vec<_> = record.headers.map(header).collect::<Result<_>>()?;
     Ok(serde_json::Value::Array(headers).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::decimal;
+
+    #[test]
+    fn decimals_are_exact_or_refused() {
+        assert_eq!(decimal("-12.5", 10, 2), Some(-1250));
+        assert_eq!(decimal("0.99", 10, 2), Some(99));
+        assert_eq!(decimal("7", 10, 0), Some(7));
+        for text in ["", "-", "NaN", "1.234", "100000000.00", "1e5", "1.2.3", "--1", "+1"] {
+            assert_eq!(decimal(text, 10, 2), None, "{text}");
+        }
+        assert_eq!(decimal(&"9".repeat(38), 38, 0), 10_i128.checked_pow(38).map(|n| n - 1));
+        assert_eq!(decimal(&"9".repeat(60), 38, 0), None);
+    }
 }

@@ -119,7 +119,7 @@ impl RowReader<'_> {
             self.damaged(format!("column {:?} occurs twice", self.known[known].name));
             return;
         }
-        if value == Value::Null {
+        if matches!(value, Value::Null | Value::Unchanged) {
             match column.nullable {
                 true => column.builder.append_null(),
                 false => self.misfit(index, value),
@@ -135,8 +135,9 @@ impl RowReader<'_> {
     fn put_text(&mut self, known: usize, text: &str) {
         let Some(index) = self.known[known].projected else { return };
         let column = &mut self.projected[index];
-        let takes_text = matches!(self.known[known].kind, Kind::Text | Kind::Any);
-        if takes_text && column.builder.len() == self.rows {
+        // Other columns of text hold text too: dates, times, documents.
+        let takes_text = !matches!(self.known[known].kind, Kind::Blob | Kind::Integer | Kind::Real);
+        if takes_text && column.builder.is_text() && column.builder.len() == self.rows {
             column.builder.append_text(text);
         } else {
             self.put(known, Value::Text(text.to_owned()));
@@ -337,8 +338,12 @@ impl<'de> Visitor<'de> for ValueSeed<'_, '_> {
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<(), E> {
-        let value = i64::try_from(value).map_or(Value::Real(value as f64), Value::Integer);
-        self.row.put(self.known, value);
+        self.row.put(self.known, i64::try_from(value).map_or(Value::Unsigned(value), Value::Integer));
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<(), E> {
+        self.row.put(self.known, Value::Boolean(value));
         Ok(())
     }
 
@@ -372,6 +377,10 @@ fn kind_text(kind: Kind) -> &'static str {
         Kind::Text => "TEXT",
         Kind::Blob => "BYTEA",
         Kind::Any => "ANY",
+        Kind::Unsigned => "BIGINT UNSIGNED",
+        Kind::Boolean => "BOOLEAN",
+        Kind::Decimal => "DECIMAL",
+        Kind::Date | Kind::Time | Kind::Timestamp | Kind::Instant | Kind::Json | Kind::Uuid => "TEXT",
     }
 }
 
@@ -382,7 +391,9 @@ fn value_text(value: &Value) -> String {
         None => format!("{text:?}"),
     };
     match value {
-        Value::Null => "NULL".to_owned(),
+        Value::Null | Value::Unchanged => "NULL".to_owned(),
+        Value::Boolean(b) => format!("boolean {b}"),
+        Value::Unsigned(u) => format!("integer {u}"),
         Value::Integer(i) => format!("integer {i}"),
         Value::Real(r) => format!("real {r:?}"),
         Value::Text(text) => format!("text {}", cut(text)),

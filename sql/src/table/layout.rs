@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use datafusion::arrow::datatypes::{DECIMAL128_MAX_PRECISION, DataType, Field, Schema, SchemaRef, TimeUnit};
 use tidemill_connect::converter::Kind;
 
 use super::Form;
@@ -83,19 +83,42 @@ fn declared_columns(table: &Table) -> Vec<(Field, ColumnSource)> {
     let schema = &declared.present;
     let columns = schema.table.columns.iter().zip(&schema.kinds).zip(&declared.nullable).enumerate();
     let field = |(i, ((column, kind), nullable)): (usize, ((&tidemill_connect::change::Column, &Kind), &bool))| {
-        (Field::new(&column.name, type_of(*kind), *nullable), ColumnSource::Column(i))
+        (Field::new(&column.name, type_of(*kind, &column.declared_type), *nullable), ColumnSource::Column(i))
     };
     columns.map(field).collect()
 }
 
-/// The Arrow type of a column's values.
-fn type_of(kind: Kind) -> DataType {
+/// The Arrow type of a column's values. Dates and times stay text: sources have some that no calendar has.
+fn type_of(kind: Kind, declared_type: &str) -> DataType {
     match kind {
         Kind::Integer => DataType::Int64,
+        Kind::Unsigned => DataType::UInt64,
+        Kind::Boolean => DataType::Boolean,
         Kind::Real => DataType::Float64,
-        Kind::Text | Kind::Any => DataType::Utf8View,
+        Kind::Decimal => match decimal_size(declared_type) {
+            Some((precision, scale)) => DataType::Decimal128(precision, scale),
+            None => DataType::Utf8View,
+        },
+        Kind::Text
+        | Kind::Any
+        | Kind::Date
+        | Kind::Time
+        | Kind::Timestamp
+        | Kind::Instant
+        | Kind::Json
+        | Kind::Uuid => DataType::Utf8View,
         Kind::Blob => DataType::BinaryView,
     }
+}
+
+/// Precision and scale of `numeric(10,2)`, where Arrow's 38 digits hold them; a decimal of any size stays text.
+fn decimal_size(declared_type: &str) -> Option<(u8, i8)> {
+    let (_, rest) = declared_type.split_once('(')?;
+    let (inside, _) = rest.split_once(')')?;
+    let (precision, scale) = inside.split_once(',').unwrap_or((inside, "0"));
+    let (precision, scale): (u8, i8) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
+    ((1..=DECIMAL128_MAX_PRECISION).contains(&precision) && (0..=precision as i8).contains(&scale))
+        .then_some((precision, scale))
 }
 
 fn field_of(source: ColumnSource) -> Field {

@@ -259,7 +259,7 @@ async fn follow(
 ) -> Result<(), Error> {
     for spec in load(&file)? {
         let (session, clock, meter) = (Arc::clone(&session), Arc::clone(&clock), Arc::clone(&meter));
-        run_sync(session, clock, &spec, &RunOptions::default(), meter, stop.clone()).await?;
+        run_sync(session, clock, &spec, &RunOptions::default(), meter, Arc::default(), stop.clone()).await?;
     }
     Ok(())
 }

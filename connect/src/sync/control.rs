@@ -1,0 +1,52 @@
+//! What people ask of a sync that runs, and what they are told of it.
+
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::{Notify, oneshot};
+
+use super::parked::ParkedKey;
+use crate::{Error, Result};
+
+/// What is asked about parked keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// Apply the newest change of each parked key; those that the target takes are parked no more.
+    Retry,
+    /// Forget the failed changes of a key: its later ones are applied again. The key is written as its records carry it.
+    Skip(String),
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Keys that are parked no more.
+    pub released: Vec<ParkedKey>,
+    /// Keys that are still parked, with their last cause.
+    pub parked: Vec<ParkedKey>,
+}
+
+type Asked = (Ask, oneshot::Sender<Result<Answer>>);
+
+/// The line into a running sync.
+#[derive(Debug, Default)]
+pub struct Control {
+    asked: Mutex<Vec<Asked>>,
+    pub(super) fed: Notify,
+}
+
+impl Control {
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// `Closed` where the sync stops meanwhile; else what came of it.
+    pub async fn ask(&self, ask: Ask) -> Result<Answer> {
+        let (answer, answered) = oneshot::channel();
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push((ask, answer));
+        self.fed.notify_one();
+        answered.await.map_err(|_| Error::closed("the sync stopped"))?
+    }
+
+    pub(super) fn take(&self) -> Vec<Asked> {
+        std::mem::take(&mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,86 @@
+//! A table that the source emptied: a delete for every row that its topic has.
+
+use std::collections::HashMap;
+
+use tidemill_core::{
+    log::{FetchOptions, Session},
+    record::FetchedRecord,
+    topic::TopicPartition,
+};
+
+use super::{
+    reconcile::{KeyHash, hash_key, scan},
+    schemas::Schemas,
+};
+use crate::{
+    Result,
+    change::{Change, Op, Value},
+    converter::TopicSchema,
+};
+
+/// Rows whose deletes are given out at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// The live rows of one topic, by the offset of their newest record: some 40 bytes each.
+pub(super) struct Truncate {
+    partition: TopicPartition,
+    newest: HashMap<KeyHash, i64>,
+    offset: i64,
+    end: i64,
+}
+
+impl Truncate {
+    /// Looks through a topic. What is in an open transaction is not seen.
+    pub(super) async fn of(session: &dyn Session, topic: &str) -> Result<Self> {
+        let partition = TopicPartition::new(topic, 0);
+        let mut newest = HashMap::new();
+        let bounds = session.bounds(std::slice::from_ref(&partition)).await?;
+        let (offset, end) = bounds.first().map_or((0, 0), |b| (b.log_start_offset, b.durable_offset));
+        scan(session, topic, |record| {
+            let Some(key) = &record.key else { return Ok(()) };
+            match record.value {
+                // Of an event that deletes, the tombstone follows.
+                Some(_) => newest.insert(hash_key(key), record.offset),
+                None => newest.remove(&hash_key(key)),
+            };
+            Ok(())
+        })
+        .await?;
+        Ok(Self { partition, newest, offset, end })
+    }
+
+    /// The next deletes; none where all are given out.
+    pub(super) async fn next(&mut self, session: &dyn Session, schemas: &Schemas) -> Result<Option<Vec<Change>>> {
+        while self.offset < self.end && !self.newest.is_empty() {
+            let options = FetchOptions { max_bytes: CHUNK_BYTES, end: Some(self.end), ..FetchOptions::default() };
+            let chunk = session.fetch(&self.partition, self.offset, &options).await?;
+            self.offset = chunk.next_offset;
+            let mut changes = Vec::new();
+            for record in &chunk.records {
+                changes.extend(self.delete(record, schemas)?);
+            }
+            if !changes.is_empty() {
+                return Ok(Some(changes));
+            }
+        }
+        Ok(None)
+    }
+
+    fn delete(&self, record: &FetchedRecord, schemas: &Schemas) -> Result<Option<Change>> {
+        let Some(key) = &record.key else { return Ok(None) };
+        if self.newest.get(&hash_key(key)) != Some(&record.offset) {
+            return Ok(None);
+        }
+        let Some((schema, change)) = schemas.decode(record)? else { return Ok(None) };
+        Ok((change.op != Op::Delete).then(|| delete_of(schema, change)))
+    }
+}
+
+/// The delete of a row of which only the key is repeated.
+fn delete_of(schema: &TopicSchema, change: Change) -> Change {
+    let mut before = vec![Value::Unchanged; schema.table.columns.len()];
+    for (column, value) in schema.table.key_columns().into_iter().zip(&change.key) {
+        before[column] = value.clone();
+    }
+    Change { table: 0, op: Op::Delete, key: change.key, before: Some(before), after: None, sequence: change.sequence }
+}
