@@ -17,9 +17,11 @@ pub fn shell_word(text: &str) -> String {
 /// Puts the sync file's name into the commands of a message.
 pub fn with_file(text: &str, file: &Path) -> String {
     let word = shell_word(&file.to_string_lossy());
-    ["run", "rm", "release"].iter().fold(text.to_owned(), |text, verb| {
-        text.replace(&format!("tidemill sync {verb} FILE"), &format!("tidemill sync {verb} {word}"))
-    })
+    ["run", "rm", "release", "retry", "skip", "check", "plan", "apply", "status"]
+        .iter()
+        .fold(text.to_owned(), |text, verb| {
+            text.replace(&format!("tidemill sync {verb} FILE"), &format!("tidemill sync {verb} {word}"))
+        })
 }
 
 #[cfg(test)]

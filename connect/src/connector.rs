@@ -9,6 +9,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Result,
@@ -108,6 +109,9 @@ pub trait SourceConnector: Send + Sync {
     /// # Errors
     /// As [`SourceConnector::tables`]. What is amiss is a finding, not an error.
     async fn preflight(&self, tables: &[TableSchema], once: bool) -> Result<Vec<Finding>>;
+
+    /// What following it makes there, a line each; for `sync plan`.
+    fn makes(&self, sync: &str, tables: &[TableSchema]) -> Vec<String>;
 
     /// About how many rows each table has; for progress only.
     async fn row_counts(&self, tables: &[TableSchema]) -> Vec<u64>;
@@ -222,6 +226,17 @@ pub struct Polled {
     pub ended: bool,
 }
 
+/// How far the source's own log is ahead of what was read, and what the source keeps for us.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceLag {
+    /// The position, as the source writes it.
+    pub position: Option<String>,
+    /// Bytes of the source's log that were not read.
+    pub behind_bytes: Option<u64>,
+    /// Bytes of its log that the source keeps because of us.
+    pub retained_bytes: Option<u64>,
+}
+
 /// Reads changes of tables from a database.
 ///
 /// Every future may be dropped at any await; the source is then dropped too, and opened anew at its stored position.
@@ -257,6 +272,14 @@ pub trait Source: Send {
     /// # Errors
     /// `Unavailable` where the source is busy: it is told again later.
     async fn commit(&mut self) -> Result<()>;
+
+    /// How far behind the source this is. Asked for every few seconds.
+    ///
+    /// # Errors
+    /// `Unavailable`; it is asked again later.
+    async fn lag(&mut self) -> Result<SourceLag> {
+        Ok(SourceLag::default())
+    }
 }
 
 /// Changes of one topic that belong to one schema, in order.

@@ -24,6 +24,11 @@ impl Translation {
         &self.table
     }
 
+    /// Columns of which something is lost or changed, with a sentence each.
+    pub fn losses(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     /// A row of the topic as the target holds it.
     ///
     /// # Errors
@@ -44,4 +49,12 @@ impl Translation {
     pub fn comparable(&self, row: Row) -> Row {
         row
     }
+}
+
+/// Refuses tables that would be one in the target.
+///
+/// # Errors
+/// `Conflict` names them.
+pub fn check_names(_schemas: &[TopicSchema], _to: Dialect) -> Result<()> {
+    Ok(())
 }

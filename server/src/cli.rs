@@ -87,6 +87,44 @@ pub enum Sync {
         #[arg(long)]
         data_dir: Option<PathBuf>,
     },
+    /// Show what a sync would make on both sides, and what the target cannot hold as it is
+    Plan {
+        /// The sync file
+        file: PathBuf,
+    },
+    /// Give the syncs of a file to a server, which runs them, also when it starts again
+    Apply {
+        /// The sync file
+        file: PathBuf,
+        #[command(flatten)]
+        log: Target,
+    },
+    /// How the syncs are: state, lag, progress, rows that the target refused
+    Status {
+        /// Only the syncs of this file
+        file: Option<PathBuf>,
+        /// How to print it
+        #[arg(short, long, default_value = "table")]
+        output: StatusOutput,
+        #[command(flatten)]
+        log: Target,
+    },
+    /// Try the rows again that the target refused
+    Retry {
+        /// The sync file
+        file: PathBuf,
+        #[command(flatten)]
+        log: Target,
+    },
+    /// Give up what the target refused of one row; its later changes are applied again
+    Skip {
+        /// The sync file
+        file: PathBuf,
+        /// The row's key, as status shows it
+        key: String,
+        #[command(flatten)]
+        log: Target,
+    },
     /// Compare source and target row by row
     Verify {
         /// The sync file
@@ -143,6 +181,13 @@ impl Output {
             Self::Csv => "csv",
         }
     }
+}
+
+/// How the status is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StatusOutput {
+    Table,
+    Json,
 }
 
 #[derive(Debug, Subcommand)]

@@ -15,6 +15,7 @@ mod client;
 mod commands;
 mod exit;
 mod node;
+mod syncs;
 mod topics;
 
 use clap::Parser;

@@ -17,7 +17,7 @@ use tidemill_core::{
 };
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::{api, topics::EngineTopics};
+use crate::{api, syncs::Syncs, topics::EngineTopics};
 
 /// Longest path that fits into a unix socket's address, with room to spare.
 const SOCKET_PATH_MAX: usize = 100;
@@ -27,6 +27,7 @@ pub struct Node {
     engine: Arc<Engine>,
     log: Embedded,
     router: Router,
+    syncs: Syncs,
     socket: PathBuf,
     _lock: OsLock,
 }
@@ -71,8 +72,10 @@ impl Node {
             Arc::new(EngineTopics(Arc::clone(&engine))),
             tidemill_sql::Settings { temp_dir: data_dir.join("spill"), ..Default::default() },
         )?;
+        let syncs = Syncs::new(log.clone());
         let router = api::router(api::State {
             log: log.clone(),
+            syncs: syncs.clone(),
             sql: Arc::new(sql),
             command: command.to_owned(),
             turns: Arc::default(),
@@ -80,7 +83,7 @@ impl Node {
         let socket = data_dir.join("api.sock");
         serve_socket(data_dir, router.clone())?;
         stop_on_failure(Arc::clone(&engine));
-        Ok(Ok(Self { engine, log, router, socket, _lock: lock }))
+        Ok(Ok(Self { engine, log, router, syncs, socket, _lock: lock }))
     }
 
     /// Opens as owner, or fails with exit code 4 naming the owner.
@@ -95,6 +98,11 @@ impl Node {
 
     pub fn router(&self) -> Router {
         self.router.clone()
+    }
+
+    /// The syncs of this process.
+    pub fn syncs(&self) -> &Syncs {
+        &self.syncs
     }
 
     pub fn engine(&self) -> &Arc<Engine> {

@@ -75,6 +75,14 @@ impl SourceConnector for SqliteFile {
         self.blocking("examine a source", examine).await
     }
 
+    fn makes(&self, _: &str, tables: &[TableSchema]) -> Vec<String> {
+        let names: Vec<_> = tables.iter().map(|table| table.name.as_str()).collect();
+        vec![
+            format!("triggers _tm_* at {}", names.join(", ")),
+            "tables _tm_* that hold what the triggers saw; tidemill sync rm FILE removes all of it".into(),
+        ]
+    }
+
     async fn row_counts(&self, tables: &[TableSchema]) -> Vec<u64> {
         let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
         let none = vec![0; names.len()];

@@ -11,7 +11,7 @@ use std::{
 use tidemill_core::{
     clock::Clock,
     log::{FetchOptions, Session},
-    record::FetchedRecord,
+    record::{FetchedRecord, Timestamp},
     topic::TopicPartition,
 };
 use tokio::sync::watch;
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, Result,
-    change::Change,
+    change::{Change, Value},
     connector::{Sink, TopicChanges},
     converter::TopicSchema,
 };
@@ -87,7 +87,7 @@ impl Apply {
             let drained = self.drained.load(Ordering::Acquire);
             self.answer().await?;
             match self.step_or_park(&mut tables_made).await {
-                Ok(0) if ended => return Ok(()),
+                Ok(0) if ended => return self.refuse_parked(),
                 Ok(0) => {
                     if drained {
                         self.observer.caught_up();
@@ -172,6 +172,20 @@ impl Apply {
         Ok(())
     }
 
+    /// A run that ends has not done what it should while rows are parked.
+    fn refuse_parked(&self) -> Result<()> {
+        let parked = self.parked.all();
+        let Some(first) = parked.first() else { return Ok(()) };
+        Err(Error::conflict(format!(
+            "the target refused {} of the source, the first being {} of {}: {}; all else was applied; mend the target and \
+             try again: tidemill sync retry FILE",
+            if parked.len() == 1 { "one row".to_owned() } else { format!("{} rows", parked.len()) },
+            first.key,
+            first.topic,
+            first.cause
+        )))
+    }
+
     /// Does what people asked for.
     async fn answer(&mut self) -> Result<()> {
         for (ask, answer) in self.control.take() {
@@ -186,7 +200,7 @@ impl Apply {
         Ok(())
     }
 
-    /// Applies what waits for parked keys, of one key without the change that failed.
+    /// Applies the newest of what waits for parked keys; of a key that is skipped, without the change that failed.
     async fn retry(&mut self, ask: &Ask) -> Result<Answer> {
         let mut answer = Answer::default();
         for parked in self.parked.all() {
@@ -199,12 +213,11 @@ impl Apply {
                 }
             };
             let waiting = self.waiting(&parked, skips).await?;
-            let batch = grouped(waiting.iter());
-            if batch.is_empty() {
+            let Some((schema, change)) = newest(waiting) else {
                 answer.released.push(parked);
                 continue;
-            }
-            match self.sink.put(batch, Vec::new()).await {
+            };
+            match self.sink.put(vec![TopicChanges { schema, changes: vec![change] }], Vec::new()).await {
                 Ok(()) => answer.released.push(parked),
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     answer.parked.push(ParkedKey { cause: error.to_string(), ..parked });
@@ -237,11 +250,25 @@ impl Apply {
         Ok(items)
     }
 
+    /// What the target lacks yet, and since when.
+    fn tell_lag(&self, ends: &[i64], oldest: Option<Timestamp>) {
+        let behind: Vec<_> = self.routes.iter().zip(ends).map(|(route, end)| (*end).max(route.next_offset)).collect();
+        self.control.tell(|status| {
+            for (route, end) in self.routes.iter().zip(behind) {
+                let name = route.schema.table.full_name();
+                if let Some(table) = status.tables.iter_mut().find(|table| table.table == name) {
+                    table.pending = end.abs_diff(route.next_offset);
+                }
+            }
+            status.behind_since_ms = oldest.map(|oldest| oldest.0);
+        });
+    }
+
     fn tell_parked(&self) {
         self.observer.parked(&self.parked.all());
     }
 
-    async fn bounds(&self) -> Result<(Vec<TopicPartition>, Vec<i64>)> {
+    async fn bounds(&mut self) -> Result<(Vec<TopicPartition>, Vec<i64>)> {
         let partitions: Vec<_> = self.routes.iter().map(|r| TopicPartition::new(&r.schema.topic, 0)).collect();
         let bounds = self.session.bounds(&partitions).await?;
         Ok((partitions, bounds.iter().map(|bounds| bounds.durable_offset).collect()))
@@ -249,11 +276,11 @@ impl Apply {
 
     /// Applies one transaction's worth; tells how many records it passed.
     async fn step(&mut self, tables_made: &mut bool) -> Result<u64> {
-        let (partitions, bounds) = self.bounds().await?;
+        let (partitions, ends) = self.bounds().await?;
         let mut batch = Batch::default();
-        for (number, end) in bounds.into_iter().enumerate() {
+        for (number, end) in ends.iter().enumerate() {
             let mut items = Vec::new();
-            let next = self.read(number, &partitions[number], end, &mut batch.taken, &mut items).await?;
+            let next = self.read(number, &partitions[number], *end, &mut batch.taken, &mut items).await?;
             if next != self.routes[number].next_offset {
                 batch.next_offsets.push((number, next));
             }
@@ -268,6 +295,7 @@ impl Apply {
         if batch.next_offsets.is_empty() && batch.changes.is_empty() {
             return Ok(0);
         }
+        self.tell_lag(&ends, batch.taken.oldest);
         let offsets =
             batch.next_offsets.iter().map(|(n, next)| (self.routes[*n].schema.topic.clone(), *next)).collect();
         self.sink.put(batch.changes, offsets).await?;
@@ -275,6 +303,8 @@ impl Apply {
         for (number, next) in batch.next_offsets {
             self.routes[number].next_offset = next;
         }
+        let all = self.routes.iter().zip(&ends).all(|(route, end)| route.next_offset >= *end);
+        self.tell_lag(&ends, batch.taken.oldest.filter(|_| !all));
         Ok(batch.taken.records)
     }
 
@@ -305,6 +335,7 @@ impl Apply {
             let chunk = self.session.fetch(from, next, &options).await?;
             for record in chunk.records {
                 taken.records += 1;
+                taken.oldest = taken.oldest.min(Some(record.timestamp)).or(Some(record.timestamp));
                 taken.bytes += record.value.as_ref().map_or(0, |v| v.len()) + 64;
                 if record.value.is_none() {
                     continue;
@@ -332,6 +363,18 @@ struct Item {
     schema: Arc<TopicSchema>,
     change: Change,
     record: FetchedRecord,
+}
+
+/// The last change of one key, with what it leaves untold taken from those before it.
+fn newest(items: Vec<Item>) -> Option<(Arc<TopicSchema>, Change)> {
+    let mut items = items.into_iter().rev();
+    let Item { schema, mut change, .. } = items.next()?;
+    for earlier in items.filter(|item| item.schema.id == schema.id) {
+        let (Some(row), Some(known)) = (&mut change.after, earlier.change.after) else { break };
+        let untold = row.iter_mut().zip(known).filter(|(value, _)| **value == Value::Unchanged);
+        untold.for_each(|(value, known)| *value = known);
+    }
+    Some((schema, change))
 }
 
 fn grouped<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<TopicChanges> {
@@ -366,4 +409,6 @@ struct Batch {
 struct Taken {
     bytes: usize,
     records: u64,
+    /// The first record's time.
+    oldest: Option<Timestamp>,
 }

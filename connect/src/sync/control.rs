@@ -2,9 +2,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use tidemill_core::record::Timestamp;
 use tokio::sync::{Notify, oneshot};
 
-use super::parked::ParkedKey;
+use super::{parked::ParkedKey, status::Status};
 use crate::{Error, Result};
 
 /// What is asked about parked keys.
@@ -32,6 +33,7 @@ type Asked = (Ask, oneshot::Sender<Result<Answer>>);
 pub struct Control {
     asked: Mutex<Vec<Asked>>,
     pub(super) fed: Notify,
+    pub(super) status: Mutex<Status>,
 }
 
 impl Control {
@@ -44,6 +46,18 @@ impl Control {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).push((ask, answer));
         self.fed.notify_one();
         answered.await.map_err(|_| Error::closed("the sync stopped"))?
+    }
+
+    /// How the sync is now.
+    pub fn status(&self, now: Timestamp) -> Status {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let behind = status.behind_since_ms.map(|since| (now.0 - since).max(0));
+        status.lag_seconds = behind.unwrap_or(0) as f64 / 1_000.0;
+        status
+    }
+
+    pub(super) fn tell(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(super) fn take(&self) -> Vec<Asked> {

@@ -34,6 +34,8 @@ use crate::{
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 /// While a copy runs, polls are gathered into transactions of this many changes.
 const GATHER_CHANGES: usize = 5_000;
+/// The source is asked this often how far behind it we are.
+const LAG_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Position part that says a table's copy is compared with what its topic holds.
 pub(super) fn reconcile_part(table: &str) -> String {
@@ -62,6 +64,7 @@ impl Feed {
     /// Runs until the source ends or `stop` turns true.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<()> {
         let mut tidied = Instant::now();
+        let mut measured: Option<Instant> = None;
         let mut failures = 0;
         while !*stop.borrow() {
             let polled = match self.gather().await {
@@ -86,6 +89,12 @@ impl Feed {
             if committed || tidied.elapsed() >= TIDY_INTERVAL {
                 self.tidy().await?;
                 tidied = Instant::now();
+            }
+            if measured.is_none_or(|measured| measured.elapsed() >= LAG_INTERVAL) {
+                if let Ok(lag) = self.source.lag().await {
+                    self.control.tell(|status| status.source = lag);
+                }
+                measured = Some(Instant::now());
             }
             if polled.ended {
                 return Ok(());

@@ -32,9 +32,22 @@ pub struct SyncSpec {
 /// # Errors
 /// `Invalid` names the file and the key; a misspelt key is told with the nearest right one.
 pub fn load(path: &Path) -> Result<Vec<SyncSpec>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::invalid(format!("{}: {e}", path.display())))?;
+    parse_text(path, &text)
+}
+
+/// As [`load`], of the text that the file had.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse_text(path: &Path, text: &str) -> Result<Vec<SyncSpec>> {
     let named = |message: String| Error::invalid(format!("{}: {message}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| named(e.to_string()))?;
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| named(e.to_string().trim_end().to_owned()))?;
+    // The parser's own message would show the line, and a password in it.
+    let fault = |e: toml::de::Error| {
+        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        named(format!("line {line}: {}", e.message()))
+    };
+    let table: toml::Table = text.parse().map_err(fault)?;
     parse(path, &table).map_err(|e| named(e.message().to_owned()))
 }
 

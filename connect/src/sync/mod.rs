@@ -7,9 +7,10 @@
 //! | `reconcile` | keeps a copy that is made again from writing what the log already has |
 //! | `schemas` | the shapes of topics: found, made, evolved |
 //! | [`parked`], [`control`] | rows that the target refuses, and what people ask of a running sync |
+//! | [`status`] | how a sync is |
 //! | `truncate` | deletes all rows of a topic |
 //! | `compare` | compares a table of the two databases, row by row |
-//! | [`check`], [`verify`], [`release`], [`remove`] | the other things one does with a sync |
+//! | [`check`], [`plan`], [`verify`], [`release`], [`remove`] | the other things one does with a sync |
 
 mod apply;
 pub mod check;
@@ -18,11 +19,13 @@ pub mod control;
 mod feed;
 pub mod file;
 pub mod parked;
+pub mod plan;
 mod reconcile;
 pub mod release;
 pub mod remove;
 pub mod run;
 mod schemas;
+pub mod status;
 mod truncate;
 pub mod verify;
 

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tidemill_core::{
@@ -27,6 +27,7 @@ use super::{
     parked::{Parked, ParkedKey},
     reconcile::Reconciler,
     schemas::{Schemas, find_or_make},
+    status::{State, Status, Watched},
     topic_of,
 };
 use crate::{
@@ -53,8 +54,8 @@ pub struct RunOptions {
 
 /// Is told how a sync gets on. Calls are frequent and must be cheap.
 pub trait Observer: Send + Sync {
-    /// The sync begins; these are its tables and how many rows each has about now.
-    fn started(&self, sync: &str, tables: &[(String, u64)]);
+    /// The sync begins; these are its tables, how many rows each has about now, and whether its copy is complete already.
+    fn started(&self, sync: &str, tables: &[(String, u64)], complete: &[bool]);
     /// Rows of a table were read by its copy.
     fn copied(&self, table: usize, rows: u64);
     /// Rows differed from what the log has of them, and were written to it.
@@ -92,11 +93,22 @@ pub async fn run(
     control: Arc<Control>,
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
+    let status = Arc::clone(&control);
+    status.tell(|status| {
+        let (from, to) = (spec.from.to_string(), spec.to.to_string());
+        *status = Status { sync: spec.name.clone(), from, to, state: State::Starting, ..Status::default() };
+    });
+    let observer = Arc::new(Watched { inner: observer, control: Arc::clone(&control), since: Instant::now() });
     let run = async {
         let sync = Runner { session, clock, spec, options, observer, control };
         sync.run(stop).await
     };
-    run.await.map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)))
+    let result = run.await.map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)));
+    status.tell(|status| match &result {
+        Ok(()) => status.state = State::Stopped,
+        Err(error) => (status.state, status.last_error) = (State::Failed, Some(error.to_string())),
+    });
+    result
 }
 
 /// The same error, with the sync file's name in the commands of its message.
@@ -252,7 +264,13 @@ impl Runner<'_> {
         let tables = self.topics(from, &shapes).await?;
         let schemas = Schemas::load(&*self.session).await?;
         let counts = shapes.iter().map(TableSchema::full_name).zip(from.row_counts(&shapes).await);
-        self.observer.started(&self.spec.name, &counts.collect::<Vec<_>>());
+        let states = source.states();
+        let done = |shape: &TableSchema| {
+            let name = shape.full_name();
+            states.iter().any(|state| state.table == name && state.copied == Copied::Done)
+        };
+        let complete: Vec<_> = shapes.iter().map(done).collect();
+        self.observer.started(&self.spec.name, &counts.collect::<Vec<_>>(), &complete);
         let rereads = source.rereads();
         let mut reconcilers = Vec::new();
         for schema in &tables {

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_connect::converter::TopicSchema;
+use tidemill_connect::sync::control::{Ask, Control};
 use tidemill_connect::sync::file::{SyncSpec, load};
+use tidemill_connect::sync::parked::parked_of;
 use tidemill_connect::sync::remove::remove;
 use tidemill_connect::sync::run::{Observer, RunOptions, check_recopy, run};
+use tidemill_connect::sync::status::{State, Status};
 use tidemill_core::clock::{Clock, SystemClock};
 use tidemill_core::engine::{Config, Engine};
 use tidemill_core::log::{Caller, Embedded, FetchOptions, Log, Session, Table};
@@ -22,7 +25,7 @@ use crate::support::{Folder, Python, tables_of};
 struct Silent;
 
 impl Observer for Silent {
-    fn started(&self, _: &str, _: &[(String, u64)]) {}
+    fn started(&self, _: &str, _: &[(String, u64)], _: &[bool]) {}
     fn copied(&self, _: usize, _: u64) {}
     fn finished(&self, _: usize) {}
     fn applied(&self, _: u64) {}
@@ -406,4 +409,94 @@ async fn chinook_is_copied_whole() {
     bench.once().await.unwrap();
     bench.assert_equal(&mut python);
     assert_eq!(bench.session().await.topics().await.unwrap().len(), 11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_row_waits_alone() {
+    let mut python = Python::start();
+    let bench = Bench::new(&["create table t (id integer primary key, v text)"], &mut python);
+    let (source, target) = (bench.folder.path("source.db"), bench.folder.path("target.db"));
+    // The target's owner allows no 'bad'.
+    python.sql(&target, &["create table t (id integer primary key, v text, check (v <> 'bad'))"]);
+    let (told, stop) = watch::channel(false);
+    let control: Arc<Control> = Arc::default();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let (options, session) = (RunOptions::default(), bench.session().await);
+    let sync = run(session, Arc::clone(&clock), &bench.spec, &options, Arc::new(Silent), Arc::clone(&control), stop);
+    let mut driver = Python::start();
+    let status = async |ready: &dyn Fn(&Status) -> bool| {
+        let started = Instant::now();
+        loop {
+            let status = control.status(clock.now());
+            if ready(&status) && status.lag_seconds == 0.0 {
+                return status;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "{status:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let drive = async {
+        status(&|s| s.state == State::Following).await;
+        driver.sql(&source, &["insert into t values (1,'a'),(2,'bad'),(3,'c')", "update t set v = 'b' where id = 1"]);
+        let seen = status(&|s| s.state == State::Degraded).await;
+        assert_eq!(seen.parked.len(), 1);
+        assert_eq!(seen.parked[0].key, r#"{"id":2}"#);
+        assert!(seen.parked[0].cause.contains("CHECK constraint failed"), "{}", seen.parked[0].cause);
+        // What comes later for the key waits too, though the target would take it.
+        driver.sql(&source, &["update t set v = 'good' where id = 2", "insert into t values (4,'d')"]);
+        let rows = "select id, v from t order by id";
+        wait_rows(&mut driver, &target, rows, r#"[[1,"b"],[3,"c"],[4,"d"]]"#).await;
+        let still = control.ask(Ask::Retry).await.unwrap();
+        assert_eq!((still.released.len(), still.parked.len()), (1, 0), "the newest change is good");
+        wait_rows(&mut driver, &target, rows, r#"[[1,"b"],[2,"good"],[3,"c"],[4,"d"]]"#).await;
+        driver.sql(&source, &["update t set v = 'bad' where id = 3"]);
+        status(&|s| s.state == State::Degraded).await;
+        assert_eq!(control.ask(Ask::Retry).await.unwrap().parked.len(), 1);
+        let error = control.ask(Ask::Skip(r#"{"id":9}"#.into())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(control.ask(Ask::Skip(r#"{"id":3}"#.into())).await.unwrap().released.len(), 1);
+        driver.sql(&source, &["update t set v = 'again' where id = 3"]);
+        wait_rows(&mut driver, &target, rows, r#"[[1,"b"],[2,"good"],[3,"again"],[4,"d"]]"#).await;
+        told.send(true).unwrap();
+        Ok(())
+    };
+    tokio::try_join!(sync, drive).unwrap();
+    let letters = bench.records("s.dead-letters").await;
+    assert_eq!(letters.len(), 2, "one for each change that failed");
+    let cause = letters[0].header("tm-error").map(|cause| String::from_utf8_lossy(cause).into_owned()).unwrap();
+    assert!(cause.contains("CHECK constraint failed"), "{cause}");
+    // A run that ends with a row parked says so.
+    python.sql(&source, &["update t set v = 'bad' where id = 4"]);
+    let error = bench.once().await.unwrap_err();
+    assert!(error.to_string().contains("the target refused one row"), "{error}");
+    remove(bench.session().await, &bench.spec, false).await.unwrap();
+    assert!(parked_of(&*bench.session().await, "s").await.unwrap().is_empty());
+}
+
+async fn wait_rows(python: &mut Python, path: &Path, query: &str, expected: &str) {
+    let started = Instant::now();
+    loop {
+        let rows = serde_json::to_string(&python.sql(path, &[query])).unwrap();
+        if rows == expected {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "{rows}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A server runs syncs on tasks of its own.
+#[test]
+fn a_sync_may_run_on_any_thread() {
+    fn movable<T: Send>(_: impl FnOnce() -> T) {}
+    movable(|| {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let (_told, stop) = watch::channel(false);
+        async move {
+            let engine = open_log(Path::new("/nowhere"));
+            let session = Embedded::new(engine).session(Caller::internal("test")).await.unwrap();
+            let spec = load(Path::new("none")).unwrap().remove(0);
+            run(session, clock, &spec, &RunOptions::default(), Arc::new(Silent), Arc::default(), stop).await
+        }
+    });
 }

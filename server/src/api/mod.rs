@@ -8,6 +8,10 @@
 //! | `GET /v1/schemas` | the tables behind the topics of syncs, as they were when they were copied |
 //! | `POST /v1/topics/{name}/records` | appends records, one JSON object a line: `{"key", "value", "partition"}` |
 //! | `GET /v1/topics/{name}/records` | streams records, one JSON object a line: `?from=start&limit=10&follow=true` |
+//! | `GET /v1/syncs` | how the syncs are |
+//! | `POST /v1/syncs` | applies the syncs of a file (`{"file", "text"}`): the server keeps and runs them |
+//! | `DELETE /v1/syncs/{name}` | stops one and removes what it made but the target's tables; `?force=true` |
+//! | `POST /v1/syncs/{name}/retry`, `POST /v1/syncs/{name}/skip` | tries parked rows again; gives one up (`{"key"}`) |
 //! | `POST /v1/sql` | runs `{"query", "format"}`, or a text/plain body, and streams the answer in that format, or `?format=` |
 //!
 //! For users it is told in docs/HTTP.md. An error is `{"error": {"kind", "message"}}`; one that comes when the answer has begun is in the trailers
@@ -15,6 +19,7 @@
 
 mod records;
 mod sql;
+mod syncs;
 mod topics;
 
 use std::{
@@ -39,6 +44,8 @@ use tidemill_core::{
     log::{Caller, Embedded, Log, Session},
 };
 
+use crate::syncs::Syncs;
+
 /// Trailer that carries the message of an error met midway.
 pub const ERROR_TRAILER: &str = "tidemill-error";
 /// Trailer that carries its kind.
@@ -52,6 +59,7 @@ pub struct State {
     pub log: Embedded,
     pub sql: Arc<tidemill_sql::Session>,
     pub command: String,
+    pub syncs: Syncs,
     /// Counts requests with records that have no key: the partitions take turns.
     pub turns: Arc<AtomicU32>,
 }
@@ -71,6 +79,10 @@ pub fn router(state: State) -> Router {
         .route("/v1/topics/{name}", delete(topics::remove))
         .route("/v1/topics/{name}/records", post(records::append).get(records::fetch))
         .route("/v1/schemas", get(topics::schemas))
+        .route("/v1/syncs", get(syncs::list).post(syncs::apply))
+        .route("/v1/syncs/{name}", delete(syncs::remove))
+        .route("/v1/syncs/{name}/retry", post(syncs::retry))
+        .route("/v1/syncs/{name}/skip", post(syncs::skip))
         .route("/v1/sql", post(sql::query))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)

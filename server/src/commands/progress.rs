@@ -125,7 +125,7 @@ impl Shown {
 }
 
 impl Observer for SyncProgress {
-    fn started(&self, sync: &str, tables: &[(String, u64)]) {
+    fn started(&self, sync: &str, tables: &[(String, u64)], _: &[bool]) {
         let shown = &self.shown;
         *shown.tables.lock().unwrap_or_else(PoisonError::into_inner) = tables.to_vec();
         shown.unfinished.store(tables.len() as u64, Ordering::Relaxed);

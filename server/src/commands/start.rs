@@ -1,4 +1,4 @@
-//! `tidemill start`: owns a log and serves its API over HTTP.
+//! `tidemill start`: owns a log, serves its API over HTTP, runs the syncs that were applied to it.
 
 use std::{io::ErrorKind, process::ExitCode};
 
@@ -33,7 +33,9 @@ pub async fn run(command: Start) -> anyhow::Result<ExitCode> {
             return Err(Error::unavailable(format!("cannot listen on {address}: {error}")).into());
         }
     }
+    node.syncs().serve().await?;
     let _ = stop.wait_for(|stop| *stop).await;
+    node.syncs().stop().await;
     node.close().await?;
     eprintln!("stopped");
     Ok(ExitCode::SUCCESS)

@@ -238,7 +238,7 @@ impl Meter {
 }
 
 impl Observer for Meter {
-    fn started(&self, _: &str, _: &[(String, u64)]) {}
+    fn started(&self, _: &str, _: &[(String, u64)], _: &[bool]) {}
     fn copied(&self, _: usize, _: u64) {}
     fn finished(&self, _: usize) {}
     fn applied(&self, records: u64) {

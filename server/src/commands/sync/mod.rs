@@ -19,6 +19,9 @@ use tidemill_connect::{
 };
 use tidemill_core::Error;
 
+mod plans;
+mod served;
+
 use super::{count, progress::Progress, reach_existing, stop_signal};
 use crate::{
     cli::{Owned, Sync, Target},
@@ -37,6 +40,11 @@ pub async fn run(command: Sync) -> anyhow::Result<ExitCode> {
             follow(&file, RunOptions { once, recopy, replace }, &log).await
         }
         Sync::Check { file, data_dir } => examine(&file, data_dir.as_deref()).await,
+        Sync::Plan { file } => plans::show(&read(&file)?).await,
+        Sync::Apply { file, log } => served::apply(&file, &log).await,
+        Sync::Status { file, output, log } => served::status(file.as_deref(), output, &log).await,
+        Sync::Retry { file, log } => served::retry(&file, None, &log).await,
+        Sync::Skip { file, key, log } => served::retry(&file, Some(&key), &log).await,
         Sync::Verify { file, wait } => compare(&file, wait).await,
         Sync::Release { file, table } => {
             let done = release(&read(&file)?, &table).await?;
@@ -100,8 +108,9 @@ async fn run_specs(
             let run = async {
                 let session = node.session(&format!("sync/{}", spec.name)).await?;
                 let clock = Arc::clone(node.engine().clock());
-                let observer = Arc::clone(&shown);
-                anyhow::Ok(run_sync(session, clock, spec, options, observer, Arc::default(), stop).await?)
+                let (observer, control) = (Arc::clone(&shown), Arc::default());
+                node.syncs().register(&spec.name, &control);
+                anyhow::Ok(run_sync(session, clock, spec, options, observer, control, stop).await?)
             };
             match run.await {
                 Ok(()) => shown.sum_up(),
@@ -200,7 +209,11 @@ async fn forget(file: &Path, force: bool, log: &Owned) -> anyhow::Result<ExitCod
     if !has_log(&log.data_dir) {
         return forget_without_log(&specs, force, log).await;
     }
-    let node = Node::own(&log.data_dir, &format!("sync rm {}", file.display())).await?;
+    let node = match Node::open(&log.data_dir, &format!("sync rm {}", file.display())).await? {
+        Ok(node) => node,
+        // A server that runs the syncs removes them itself.
+        Err(_) => return served::remove(&specs, force, log).await,
+    };
     let result = async {
         for spec in &specs {
             let session = node.session("sync rm").await?;

@@ -1,0 +1,77 @@
+//! `sync plan`: what a sync would make on both sides, and what a target cannot hold as it is.
+
+use super::{file::SyncSpec, topic_of};
+use crate::{
+    Result,
+    command::with_file,
+    converter::TopicSchema,
+    translate::{Translation, check_names},
+};
+
+/// What a sync would make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// In the source, while it is followed: a line each.
+    pub source: Vec<String>,
+    /// In the target and in the log, by table.
+    pub tables: Vec<TablePlan>,
+}
+
+/// What becomes of one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablePlan {
+    /// Its full name in the source.
+    pub table: String,
+    /// Its topic.
+    pub topic: String,
+    /// Its full name in the target.
+    pub target: String,
+    /// Its columns.
+    pub columns: Vec<ColumnPlan>,
+}
+
+/// What becomes of one column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnPlan {
+    /// Its name.
+    pub name: String,
+    /// Its type in the source, as declared.
+    pub from: String,
+    /// Its type in the target.
+    pub to: String,
+    /// Whether it is part of the key.
+    pub key: bool,
+    /// What is lost or changed on the way.
+    pub loss: Option<String>,
+}
+
+/// Looks at the source and makes nothing.
+///
+/// # Errors
+/// Where the source cannot be read; `Conflict` where two of its tables would be one in the target.
+pub async fn plan(spec: &SyncSpec) -> Result<Plan> {
+    let (from, to) = (spec.from.source()?, spec.to.dialect());
+    let tables = from.tables(&spec.tables).await?;
+    let drafts: Vec<_> = tables.iter().map(|table| TopicSchema::draft(&spec.name, from.dialect(), table)).collect();
+    check_names(&drafts, to)?;
+    let source = from.makes(&spec.name, &tables).iter().map(|line| with_file(line, &spec.file)).collect();
+    let tables = drafts.iter().map(|draft| table_plan(draft, &Translation::new(draft, to), &spec.name)).collect();
+    Ok(Plan { source, tables })
+}
+
+fn table_plan(draft: &TopicSchema, translation: &Translation, sync: &str) -> TablePlan {
+    let (target, losses) = (translation.table(), translation.losses());
+    let column = |(from, to): (&crate::change::Column, &crate::change::Column)| ColumnPlan {
+        name: from.name.clone(),
+        from: from.declared_type.clone(),
+        to: to.declared_type.clone(),
+        key: from.key.is_some(),
+        loss: losses.iter().find(|(name, _)| *name == from.name).map(|(_, loss)| loss.clone()),
+    };
+    TablePlan {
+        table: draft.table.full_name(),
+        topic: topic_of(sync, &draft.table),
+        target: target.full_name(),
+        columns: draft.table.columns.iter().zip(&target.columns).map(column).collect(),
+    }
+}

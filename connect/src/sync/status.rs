@@ -1,0 +1,167 @@
+//! How a sync is: what it does, how far it is behind, what went wrong.
+
+use std::{sync::Arc, time::Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{control::Control, parked::ParkedKey, run::Observer};
+use crate::{Error, connector::SourceLag};
+
+/// What a sync is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Nobody runs it.
+    #[default]
+    Stopped,
+    /// It looks at both sides.
+    Starting,
+    /// Tables are being copied.
+    Copying,
+    /// It follows the source.
+    Following,
+    /// It follows, and rows are parked.
+    Degraded,
+    /// A side is not there; it is tried again.
+    Waiting,
+    /// It ended with an error that needs a person.
+    Failed,
+}
+
+/// How a sync is, as it was a moment ago.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The sync.
+    pub sync: String,
+    /// Where rows come from, without a password.
+    pub from: String,
+    /// Where rows go, without a password.
+    pub to: String,
+    /// What it does.
+    pub state: State,
+    /// Its tables.
+    pub tables: Vec<TableStatus>,
+    /// When the oldest change that the target lacks came into the log, in milliseconds since 1970.
+    pub behind_since_ms: Option<i64>,
+    /// For how long that is; 0 where the target has all.
+    pub lag_seconds: f64,
+    /// The source's end, as far as it tells it.
+    pub source: SourceLag,
+    /// What went wrong last, and is tried again or needs a person.
+    pub last_error: Option<String>,
+    /// Rows that the target refused.
+    pub parked: Vec<ParkedKey>,
+}
+
+/// How a table of a sync is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TableStatus {
+    /// Its full name.
+    pub table: String,
+    /// About how many rows the source has.
+    pub rows: u64,
+    /// Rows read by its copy since the start.
+    pub copied: u64,
+    /// Whether its copy is complete in the log.
+    pub complete: bool,
+    /// How long the copy takes yet, in seconds, at its present rate; only while it runs.
+    pub eta_seconds: Option<f64>,
+    /// Records of its topic that the target lacks.
+    pub pending: u64,
+}
+
+/// An observer that keeps the status, and tells another one.
+pub(super) struct Watched {
+    pub(super) inner: Arc<dyn Observer>,
+    pub(super) control: Arc<Control>,
+    pub(super) since: Instant,
+}
+
+impl Status {
+    fn settle(&mut self) {
+        let copying = self.tables.iter().any(|table| !table.complete);
+        self.state = match (copying, self.parked.is_empty()) {
+            (true, _) => State::Copying,
+            (false, true) => State::Following,
+            (false, false) => State::Degraded,
+        };
+    }
+}
+
+impl Observer for Watched {
+    fn started(&self, sync: &str, tables: &[(String, u64)], complete: &[bool]) {
+        self.control.tell(|status| {
+            let table = |((name, rows), complete): (&(String, u64), &bool)| TableStatus {
+                table: name.clone(),
+                rows: *rows,
+                complete: *complete,
+                ..TableStatus::default()
+            };
+            status.tables = tables.iter().zip(complete).map(table).collect();
+            status.settle();
+        });
+        self.inner.started(sync, tables, complete);
+    }
+
+    fn copied(&self, table: usize, rows: u64) {
+        let elapsed = self.since.elapsed().as_secs_f64();
+        self.control.tell(|status| {
+            let Some(table) = status.tables.get_mut(table) else { return };
+            table.copied += rows;
+            let left = table.rows.saturating_sub(table.copied) as f64;
+            table.eta_seconds = Some(left * elapsed / table.copied.max(1) as f64);
+        });
+        self.inner.copied(table, rows);
+    }
+
+    fn written(&self, rows: u64) {
+        self.inner.written(rows);
+    }
+
+    fn replaced(&self, tables: &[String]) {
+        self.inner.replaced(tables);
+    }
+
+    fn finished(&self, table: usize) {
+        self.control.tell(|status| {
+            if let Some(table) = status.tables.get_mut(table) {
+                (table.complete, table.eta_seconds) = (true, None);
+            }
+            status.settle();
+        });
+        self.inner.finished(table);
+    }
+
+    fn applied(&self, records: u64) {
+        self.control.tell(|status| {
+            status.last_error = None;
+            status.settle();
+        });
+        self.inner.applied(records);
+    }
+
+    fn caught_up(&self) {
+        self.control.tell(|status| {
+            status.behind_since_ms = None;
+            status.last_error = None;
+            status.settle();
+        });
+        self.inner.caught_up();
+    }
+
+    fn waiting(&self, error: &Error) {
+        self.control.tell(|status| {
+            status.last_error = Some(error.to_string());
+            status.state = State::Waiting;
+        });
+        self.inner.waiting(error);
+    }
+
+    fn parked(&self, keys: &[ParkedKey]) {
+        self.control.tell(|status| {
+            status.parked = keys.to_vec();
+            status.settle();
+        });
+        self.inner.parked(keys);
+    }
+}
