@@ -6,6 +6,7 @@ mod demo;
 mod follow;
 mod kill9;
 mod ledger;
+mod lifecycle;
 mod one_owner;
 mod readme;
 mod support;

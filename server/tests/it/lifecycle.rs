@@ -1,0 +1,90 @@
+//! The life of a sync that a server runs: applied, looked at, degraded, mended, started again, removed.
+
+use serde_json::Value as Json;
+
+use crate::support::{Folder, PATIENCE, Running, poll};
+
+const DATA: [&str; 2] = ["--data-dir", "log"];
+
+fn server(folder: &Folder) -> Running {
+    let mut server = folder.start(&[&["start", "--listen", "127.0.0.1:0"], &DATA[..]].concat());
+    server.wait_err("serving");
+    server
+}
+
+/// The status of the one sync, once it is as wanted.
+fn status(folder: &Folder, wanted: impl Fn(&Json) -> bool) -> Json {
+    let mut seen = Json::Null;
+    let found = poll(PATIENCE, || {
+        let done = folder.run(&[&["sync", "status", "-o", "json"], &DATA[..]].concat());
+        seen = serde_json::from_str(&done.stdout).ok()?;
+        wanted(&seen[0]).then_some(())
+    });
+    assert!(found.is_some(), "{seen}");
+    seen[0].clone()
+}
+
+fn in_state(state: &'static str) -> impl Fn(&Json) -> bool {
+    move |status| status["state"] == state && status["lag_seconds"] == 0.0
+}
+
+#[test]
+fn a_server_runs_the_syncs_that_are_applied() {
+    let folder = Folder::new();
+    folder.sync_file("s");
+    folder.sql("source.db", &["create table t (id integer primary key, v text)", "insert into t values (1,'a')"]);
+    // The replica's owner allows no 'bad'.
+    folder.sql("replica.db", &["create table t (id integer primary key, v text, check (v <> 'bad'))"]);
+    let apply = [&["sync", "apply", "s.toml"], &DATA[..]].concat();
+    folder.run(&apply).fails(3, &["no log in log"]);
+
+    let running = server(&folder);
+    assert!(folder.run(&apply).ok().contains("sync s: sqlite:source.db -> sqlite:replica.db, applied"));
+    status(&folder, in_state("following"));
+    folder.wait_equal();
+
+    folder.sql("source.db", &["insert into t values (2,'bad')", "insert into t values (3,'c')"]);
+    let degraded = status(&folder, in_state("degraded"));
+    assert_eq!(degraded["parked"][0]["key"], r#"{"id":2}"#);
+    let shown = folder.run(&[&["sync", "status", "s.toml"], &DATA[..]].concat()).fails(1, &[]).stdout;
+    for part in ["sync s: DEGRADED", "t: in step", r#"parked: '{"id":2}' of s.t"#, "CHECK constraint failed"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    folder.run(&["sync", "verify", "s.toml"]).fails(1, &[]);
+    let retry = [&["sync", "retry", "s.toml"], &DATA[..]].concat();
+    folder.run(&retry).fails(1, &[]);
+
+    // The server starts it again, and knows what is parked.
+    assert_eq!(running.stop("TERM").code, Some(0));
+    let running = server(&folder);
+    status(&folder, in_state("degraded"));
+    folder.sql("source.db", &["update t set v = 'good' where id = 2"]);
+    assert!(poll(PATIENCE, || folder.run(&retry).stdout.contains("released").then_some(())).is_some());
+    status(&folder, in_state("following"));
+    folder.run(&["sync", "verify", "s.toml"]).ok();
+
+    folder.sql("source.db", &["insert into t values (4,'bad')"]);
+    status(&folder, in_state("degraded"));
+    let skip = |key: &str| folder.run(&[&["sync", "skip", "s.toml", key], &DATA[..]].concat());
+    skip("{\"id\":9}").fails(3, &["no key {\"id\":9} is parked"]);
+    assert!(skip("{\"id\":4}").ok().contains("released {\"id\":4}"));
+    status(&folder, in_state("following"));
+
+    let rm = [&["sync", "rm", "s.toml"], &DATA[..]].concat();
+    assert!(folder.run(&rm).ok().contains("topic s.t deleted"));
+    folder.run(&rm).fails(3, &["no sync s was applied here"]);
+    assert!(folder.run(&[&["sync", "status"], &DATA[..]].concat()).ok().contains("no syncs"));
+    assert_eq!(running.stop("TERM").code, Some(0));
+}
+
+#[test]
+fn a_plan_makes_nothing() {
+    let folder = Folder::new();
+    folder.sync_file("s");
+    folder.sql("source.db", &["create table t (id integer primary key, v numeric(10,2))"]);
+    let plan = folder.run(&["sync", "plan", "s.toml"]).ok();
+    for part in ["triggers _tm_* at t", "t from t through topic s.t", "id (key)", "-> numeric(10,2)", "nothing is lost"] {
+        assert!(plan.contains(part), "{plan}");
+    }
+    assert!(!folder.path("replica.db").exists());
+}
