@@ -26,7 +26,7 @@ const POLL: Duration = Duration::from_millis(5);
 /// With `TIDEMILL_REQUIRE=all`, under which nothing may be skipped.
 pub fn skipped(test: &str, why: &str) {
     assert!(std::env::var("TIDEMILL_REQUIRE").as_deref() != Ok("all"), "{test} cannot run here: {why}");
-    let _ = writeln!(io::stderr(), "skipped: {test}: {why}");
+    let _ = writeln!(io::stderr(), "skipped here: {test}: {why}");
 }
 
 /// The user that servers run as; `None` is whoever runs the test. Database servers refuse to run as root.
