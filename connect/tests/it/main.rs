@@ -3,6 +3,7 @@
 
 mod fuzz;
 mod guards;
+mod judge_test;
 mod locks;
 mod servers;
 mod servers_test;

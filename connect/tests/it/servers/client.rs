@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 pub type Row = Vec<Option<String>>;
 
 /// Between two cells of psql's output; rows end with a zero byte, which no PostgreSQL text can hold.
-pub const PSQL_CELL: &str = "\x1f\x1e\x1f";
+pub const PSQL_CELL: &str = "\x1d-cell-\x1e";
 /// What psql prints for NULL.
-pub const PSQL_NULL: &str = "\x1e\x1fNULL\x1f\x1e";
+pub const PSQL_NULL: &str = "\x1d-null-\x1e";
 
 /// Runs a client with a script as its standard input. `Err` is what the client said of its failure.
 pub fn run(command: &mut Command, script: &[u8]) -> Result<Vec<u8>, String> {

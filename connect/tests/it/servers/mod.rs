@@ -5,7 +5,9 @@
 //! of equality that asks only those clients, a write load that knows what it committed, a wire that can be cut.
 #![allow(dead_code, reason = "each test binary that includes this module uses a part of it")]
 
+pub mod chinook;
 pub mod client;
+pub mod judge;
 pub mod mariadb;
 pub mod newer;
 pub mod postgres;
