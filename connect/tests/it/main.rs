@@ -4,6 +4,7 @@
 mod fuzz;
 mod guards;
 mod judge_test;
+mod load_test;
 mod locks;
 mod servers;
 mod servers_test;

@@ -8,6 +8,7 @@
 pub mod chinook;
 pub mod client;
 pub mod judge;
+pub mod load;
 pub mod mariadb;
 pub mod newer;
 pub mod postgres;
