@@ -7,6 +7,7 @@
 
 pub mod chinook;
 pub mod client;
+pub mod cut;
 pub mod judge;
 pub mod load;
 pub mod mariadb;

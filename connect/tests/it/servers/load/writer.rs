@@ -266,7 +266,7 @@ impl Writer {
             ),
             _ if column.name == "big" => {
                 let length = random.random_range(BIG_BYTES);
-                (0..length).map(|_| char::from(random.random_range(b'A'..b'Z'))).collect()
+                (0..length).map(|_| char::from(random.random_range(b'A'..=b'Z'))).collect()
             }
             _ => {
                 let blank = if random.random_bool(0.1) { " " } else { "" };
