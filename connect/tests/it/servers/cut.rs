@@ -95,6 +95,10 @@ impl Wire {
         // Wakes the thread that accepts.
         let _ = TcpStream::connect(self.address);
         drop(self.shared.1.wait_while(self.lock(), |state| !state.closed).unwrap());
+        // A child process that is just being started elsewhere holds a copy of the listener until it runs its program.
+        while TcpStream::connect(self.address).is_ok() {
+            std::thread::yield_now();
+        }
     }
 
     /// New connections are let in again.
@@ -155,9 +159,9 @@ fn accept(shared: &Shared, listener: TcpListener, port: u16) {
             if state.stopped {
                 break;
             }
-            // The port was ours a moment ago, and is below those that the kernel gives away.
-            door = Some(TcpListener::bind(address).unwrap());
-            state.closed = false;
+            // The port is below those that the kernel gives away; only a copy of the old listener may still have it.
+            door = TcpListener::bind(address).ok();
+            state.closed = door.is_none();
             shared.1.notify_all();
             continue;
         };

@@ -24,10 +24,11 @@ pub fn copy(name: &str, to: &Path, make: impl FnOnce(&Path)) {
     static MAKING: Mutex<()> = Mutex::new(());
     let owner = process::run_as().map_or("own".to_owned(), |(user, _)| user.to_string());
     let family = format!("{name}-{owner}-");
-    let template = cache().join(format!("{family}{:016x}", hash(MAKERS)));
+    let current = format!("{family}{:016x}", hash(MAKERS));
+    let template = cache().join(&current);
     let guard = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !template.is_dir() {
-        remove_family(&family);
+        remove_older(&family, &current);
         let folder = Folder::new();
         let work = folder.path("work");
         std::fs::create_dir(&work).unwrap();
@@ -45,9 +46,11 @@ pub fn copy(name: &str, to: &Path, make: impl FnOnce(&Path)) {
 }
 
 /// Removes what an older state of these files made.
-fn remove_family(family: &str) {
+fn remove_older(family: &str, current: &str) {
     for entry in std::fs::read_dir(cache()).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(family) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(family) && name != current {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
