@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use super::{Folder, client};
 
 pub use dialect::{TABLES, Target};
-#[allow(unused_imports, reason = "what a test author names")]
 pub use ledger::{Change, Ledger, Op, Row, Seen};
 use writer::{Transaction, Writer};
 
