@@ -83,7 +83,8 @@ fn a_plan_makes_nothing() {
     folder.sync_file("s");
     folder.sql("source.db", &["create table t (id integer primary key, v numeric(10,2))"]);
     let plan = folder.run(&["sync", "plan", "s.toml"]).ok();
-    for part in ["triggers _tm_* at t", "t from t through topic s.t", "id (key)", "-> numeric(10,2)", "nothing is lost"] {
+    for part in ["triggers _tm_* at t", "t from t through topic s.t", "id (key)", "-> numeric(10,2)", "nothing is lost"]
+    {
         assert!(plan.contains(part), "{plan}");
     }
     assert!(!folder.path("replica.db").exists());
