@@ -4,6 +4,8 @@
 mod fuzz;
 mod guards;
 mod locks;
+mod servers;
+mod servers_test;
 mod sinks;
 mod support;
 mod traps;
