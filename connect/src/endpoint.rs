@@ -10,6 +10,7 @@ use url::Url;
 use crate::{
     Error, Result,
     connector::{SinkConnector, SourceConnector},
+    postgres::endpoint::PostgresServer,
     sqlite::{endpoint::SqliteFile, preflight::check_target_is_not_source},
     types::Dialect,
 };
@@ -157,7 +158,8 @@ impl Endpoint {
     pub fn source(&self) -> Result<Box<dyn SourceConnector>> {
         match self {
             Self::Sqlite(path) => Ok(Box::new(SqliteFile::new(path))),
-            Self::Postgres(_) | Self::Mysql(_) => Err(Error::unsupported(format!("{self} cannot be a source yet"))),
+            Self::Postgres(server) => Ok(Box::new(PostgresServer::new(server.clone()))),
+            Self::Mysql(_) => Err(Error::unsupported(format!("{self} cannot be a source yet"))),
         }
     }
 

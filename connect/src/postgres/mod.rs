@@ -1,0 +1,19 @@
+//! PostgreSQL: a source that follows the server's logical stream.
+
+mod catalog;
+mod connector;
+mod copy;
+pub mod endpoint;
+mod lookup;
+mod pgoutput;
+mod position;
+mod preflight;
+mod reader;
+mod shape;
+mod slot;
+mod source;
+mod stop;
+mod stream;
+mod text;
+
+pub use source::PostgresSource;
