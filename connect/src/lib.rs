@@ -6,6 +6,7 @@ pub mod connector;
 pub mod converter;
 pub mod diff;
 pub mod endpoint;
+pub mod mysql;
 pub mod sqlite;
 pub mod sync;
 pub mod translate;

@@ -3,7 +3,10 @@
 
 mod fuzz;
 mod guards;
+mod judge_test;
 mod locks;
+mod servers;
+mod servers_test;
 mod sinks;
 mod support;
 mod traps;

@@ -1,0 +1,3 @@
+//! MariaDB and MySQL: everything that speaks to such a server.
+
+pub mod endpoint;
