@@ -7,8 +7,10 @@ pub mod converter;
 pub mod diff;
 pub mod endpoint;
 pub mod mysql;
+pub mod postgres;
 pub mod sqlite;
 pub mod sync;
+pub mod target;
 pub mod translate;
 pub mod types;
 
