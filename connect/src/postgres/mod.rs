@@ -1,3 +1,7 @@
 //! PostgreSQL.
 
 pub mod endpoint;
+pub mod sink;
+mod sink_preflight;
+mod sink_table;
+mod sink_write;
