@@ -108,6 +108,15 @@ impl SourceConnector for PostgresServer {
         }
     }
 
+    fn makes(&self, sync: &str, tables: &[TableSchema]) -> Vec<String> {
+        let name = object_name(sync, "");
+        let tables: Vec<_> = tables.iter().map(TableSchema::full_name).collect();
+        vec![
+            format!("replication slot {name}<log>, which keeps WAL until this sync has it"),
+            format!("publication {name}<log> for {}", tables.join(", ")),
+        ]
+    }
+
     async fn row_counts(&self, tables: &[TableSchema]) -> Vec<u64> {
         let mut counts = vec![0; tables.len()];
         // For progress only: what cannot be counted counts as nothing.
