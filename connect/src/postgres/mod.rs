@@ -4,6 +4,7 @@ mod catalog;
 mod connector;
 mod copy;
 pub mod endpoint;
+mod lag;
 mod lookup;
 mod pgoutput;
 mod position;

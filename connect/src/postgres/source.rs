@@ -15,6 +15,7 @@ use sqlx::PgConnection;
 use super::{
     copy::{Copier, PREFIX, Piece},
     endpoint::{connect, query_one},
+    lag::lag,
     lookup::find_rows,
     pgoutput::{self, Message, Old, Relation, Tuple},
     position::{CopyState, Lsn, Partial, STREAM_PART, StreamPosition, TablePosition, encode, table_part},
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     Error, ErrorKind, Result,
     change::{Change, Op, Row, StoredValue, TableSchema, Value},
-    connector::{Polled, Source, TableState},
+    connector::{Polled, Source, SourceLag, TableState},
     endpoint::Server,
 };
 
@@ -565,6 +566,15 @@ impl Source for PostgresSource {
             known: table.known,
         };
         self.tables.iter().map(state).collect()
+    }
+
+    async fn lag(&mut self) -> Result<SourceLag> {
+        let Some(side) = &mut self.side else { return Ok(SourceLag::default()) };
+        let measured = lag(side, &self.position).await;
+        if measured.is_err() {
+            self.side = None;
+        }
+        measured
     }
 
     async fn restart_copies(&mut self, tables: &[String]) -> Result<()> {
