@@ -4,6 +4,8 @@
 mod fuzz;
 mod guards;
 mod locks;
+mod postgres_source;
+mod postgres_source_faults;
 mod servers;
 mod servers_test;
 mod sinks;
