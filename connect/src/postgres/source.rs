@@ -172,6 +172,11 @@ impl PostgresSource {
         self.copier.careless = true;
     }
 
+    /// Behind which place of the server's log everything is given out; for status displays.
+    pub fn place(&self) -> u64 {
+        self.position.lsn.0
+    }
+
     /// Makes the connections that are missing.
     async fn open(&mut self) -> Result<()> {
         if self.side.is_none() {

@@ -7,6 +7,8 @@ mod guards;
 mod judge_test;
 mod load_test;
 mod locks;
+mod postgres_source;
+mod postgres_source_faults;
 mod servers;
 mod servers_test;
 mod sinks;
