@@ -10,6 +10,7 @@ use url::Url;
 use crate::{
     Error, Result,
     connector::{SinkConnector, SourceConnector},
+    mysql::endpoint::MysqlServer,
     sqlite::{endpoint::SqliteFile, preflight::check_target_is_not_source},
     types::Dialect,
 };
@@ -157,7 +158,8 @@ impl Endpoint {
     pub fn source(&self) -> Result<Box<dyn SourceConnector>> {
         match self {
             Self::Sqlite(path) => Ok(Box::new(SqliteFile::new(path))),
-            Self::Postgres(_) | Self::Mysql(_) => Err(Error::unsupported(format!("{self} cannot be a source yet"))),
+            Self::Mysql(server) => Ok(Box::new(MysqlServer::new(server))),
+            Self::Postgres(_) => Err(Error::unsupported(format!("{self} cannot be a source yet"))),
         }
     }
 

@@ -72,7 +72,8 @@ pub fn read(kind: u8, server: u32, data: &[u8]) -> Result<Event> {
             let position = bytes.le(8)?;
             Event::Rotate { file: text(bytes.rest()), position }
         }
-        16 => Event::Xid,
+        // The second one ends a transaction that is prepared only; its rows are refused one by one.
+        16 | 38 => Event::Xid,
         19 => Event::TableMap(TableMap::read(data)?),
         23 | 30 | 166 | 169 => rows(RowsKind::Write, kind, &mut bytes)?,
         24 | 31 | 167 | 170 => rows(RowsKind::Update, kind, &mut bytes)?,
@@ -94,11 +95,6 @@ pub fn read(kind: u8, server: u32, data: &[u8]) -> Result<Event> {
         1 | 3 | 5 | 13 | 14 | 15 | 28 | 29 | 35 | 36 | 37 | 41 | 160 | 161 | 163 | 164 => Event::Other,
         // The events inside come one by one after it.
         40 => Event::Other,
-        38 => {
-            return Err(Error::unsupported(
-                "the binlog has a prepared XA transaction (event 38), whose rows may yet be rolled back",
-            ));
-        }
         39 => {
             return Err(Error::unsupported(
                 "the binlog has a part of a JSON document (event 39): SET GLOBAL binlog_row_value_options = ''",
