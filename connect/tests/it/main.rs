@@ -8,6 +8,8 @@ mod locks;
 mod servers;
 mod servers_test;
 mod sinks;
+mod sinks_servers;
+mod sinks_types;
 mod support;
 mod traps;
 mod worker;
