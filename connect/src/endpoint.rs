@@ -159,7 +159,8 @@ impl Endpoint {
     pub fn source(&self) -> Result<Box<dyn SourceConnector>> {
         match self {
             Self::Sqlite(path) => Ok(Box::new(SqliteFile::new(path))),
-            Self::Postgres(_) | Self::Mysql(_) => Err(Error::unsupported(format!("{self} cannot be a source yet"))),
+            Self::Postgres(server) => Ok(Box::new(PostgresServer::new(server.clone()))),
+            Self::Mysql(_) => Err(Error::unsupported(format!("{self} cannot be a source yet"))),
         }
     }
 

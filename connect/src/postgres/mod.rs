@@ -1,7 +1,23 @@
-//! PostgreSQL.
+//! PostgreSQL: a source that follows the server's logical stream.
 
+mod catalog;
+mod connector;
+mod copy;
 pub mod endpoint;
 pub mod sink;
 mod sink_preflight;
 mod sink_table;
 mod sink_write;
+mod lookup;
+mod pgoutput;
+mod position;
+mod preflight;
+mod reader;
+mod shape;
+mod slot;
+mod source;
+mod stop;
+mod stream;
+mod text;
+
+pub use source::PostgresSource;

@@ -5,6 +5,8 @@ mod fuzz;
 mod guards;
 mod judge_test;
 mod locks;
+mod postgres_source;
+mod postgres_source_faults;
 mod servers;
 mod servers_test;
 mod sinks;
