@@ -155,12 +155,12 @@ impl Endpoint {
     /// It as a source.
     ///
     /// # Errors
-    /// `Unsupported` where no connector reads it.
+    /// None at present: every kind can be read.
     pub fn source(&self) -> Result<Box<dyn SourceConnector>> {
         match self {
             Self::Sqlite(path) => Ok(Box::new(SqliteFile::new(path))),
             Self::Postgres(server) => Ok(Box::new(PostgresServer::new(server.clone()))),
-            Self::Mysql(_) => Err(Error::unsupported(format!("{self} cannot be a source yet"))),
+            Self::Mysql(server) => Ok(Box::new(MysqlServer::new(server))),
         }
     }
 

@@ -4,6 +4,7 @@ use std::{sync::Once, time::Duration};
 
 use mysql_async::{Conn, DriverError, IoError, Opts, OptsBuilder, SslOpts};
 
+use super::Knobs;
 use crate::{
     Error, ErrorKind, Result,
     endpoint::{Server, Tls},
@@ -21,12 +22,19 @@ const SESSION: &str = "SET NAMES utf8mb4, time_zone = '+00:00', \
 #[derive(Debug, Clone)]
 pub struct MysqlServer {
     pub(super) server: Server,
+    pub(super) knobs: Knobs,
 }
 
 impl MysqlServer {
     /// Names a database.
     pub fn new(server: &Server) -> Self {
-        Self { server: server.clone() }
+        Self { server: server.clone(), knobs: Knobs::default() }
+    }
+
+    /// The same with switches for tests.
+    #[doc(hidden)]
+    pub fn with_knobs(self, knobs: Knobs) -> Self {
+        Self { knobs, ..self }
     }
 }
 

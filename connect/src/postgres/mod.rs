@@ -1,19 +1,19 @@
-//! PostgreSQL: a source that follows the server's logical stream.
+//! PostgreSQL: a source that follows the server's logical stream, and a sink.
 
 mod catalog;
 mod connector;
 mod copy;
 pub mod endpoint;
-pub mod sink;
-mod sink_preflight;
-mod sink_table;
-mod sink_write;
 mod lookup;
 mod pgoutput;
 mod position;
 mod preflight;
 mod reader;
 mod shape;
+pub mod sink;
+mod sink_preflight;
+mod sink_table;
+mod sink_write;
 mod slot;
 mod source;
 mod stop;

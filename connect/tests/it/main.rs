@@ -1,9 +1,11 @@
 //! Integration tests of the connect crate. The other program, which writes the sources, is Python's SQLite.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cut_test;
 mod fuzz;
 mod guards;
 mod judge_test;
+mod load_test;
 mod locks;
 mod postgres_source;
 mod postgres_source_faults;

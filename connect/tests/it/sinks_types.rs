@@ -8,6 +8,7 @@ use tidemill_connect::{
     connector::TopicChanges,
     converter::TopicSchema,
     endpoint::{Endpoint, Secret},
+    translate::Translation,
     types::Dialect::{self, Mysql, Postgres as Pg, Sqlite},
 };
 
@@ -221,6 +222,17 @@ async fn values_arrive_as_they_are_or_are_refused() {
                     continue;
                 }
                 Ok(()) => {}
+            }
+            // What `verify` would compare.
+            let translation = Translation::new(&schema, connector.dialect());
+            let wanted = translation.comparable(translation.row(row(5)).unwrap());
+            let mut reader = connector.reader().await.unwrap();
+            let found = match reader.find(translation.table(), &[vec![Value::Integer(5)]]).await {
+                Ok(rows) => format!("{:?}", rows.into_iter().next().flatten().map(|row| translation.comparable(row))),
+                Err(error) => error.to_string(),
+            };
+            if found != format!("{:?}", Some(&wanted)) {
+                wrong.push(format!("{at}: read as {found}, not {wanted:?}"));
             }
             let table = format!("t{number}");
             let seen = match target {

@@ -144,17 +144,17 @@ impl MariaDb {
 
     /// The own client, connected, with output to be read by [`client::mariadb_rows`]; it stops at the first error.
     pub fn client(&self, user: &str, db: &str) -> Command {
-        let mut command = self.plain_client(user, db);
+        let mut command = Self::plain_client(self.port, user, db);
         command.arg("--xml");
         command
     }
 
-    /// The own client, connected, printing lines.
-    pub fn plain_client(&self, user: &str, db: &str) -> Command {
+    /// The own client, connected, printing lines; it needs the server's port only, not the server.
+    pub fn plain_client(port: u16, user: &str, db: &str) -> Command {
         let mut command = Command::new(CLIENT);
         command.args(["--no-defaults", "--batch", "--unbuffered", "--skip-column-names", "--protocol=TCP"]);
         command.args(["--default-character-set=utf8mb4", "--max-allowed-packet=64M", "--host=127.0.0.1", "-u", user]);
-        command.args(["-P", &self.port.to_string(), db]).env("MYSQL_PWD", PASSWORD);
+        command.args(["-P", &port.to_string(), db]).env("MYSQL_PWD", PASSWORD);
         command
     }
 

@@ -3,11 +3,13 @@
 //! Another crate's tests use it by `#[path = "../../../connect/tests/it/servers/mod.rs"] mod servers;`, so it depends on
 //! nothing but std, serde_json and rand. What the rest of a test needs of a server is here too: its own client, a judge
 //! of equality that asks only those clients, a write load that knows what it committed, a wire that can be cut.
-#![allow(dead_code, reason = "each test binary that includes this module uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test binary that includes this module uses a part of it")]
 
 pub mod chinook;
 pub mod client;
+pub mod cut;
 pub mod judge;
+pub mod load;
 pub mod mariadb;
 pub mod newer;
 pub mod postgres;
@@ -16,7 +18,6 @@ pub mod template;
 
 pub use mariadb::MariaDb;
 pub use postgres::Postgres;
-#[allow(unused_imports, reason = "as above")]
 pub use process::{Folder, skipped};
 
 /// The user that may do everything.

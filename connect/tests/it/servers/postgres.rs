@@ -160,14 +160,32 @@ impl Postgres {
 
     /// psql, connected, with output to be read by [`client::psql_rows`]; it stops at the first error.
     pub fn client(&self, user: &str, db: &str) -> Command {
-        let mut command = Command::new(format!("{DISTRIBUTION}/bin/psql"));
-        command.args(["-X", "-q", "-A", "-t", "-0", "-v", "ON_ERROR_STOP=1", "-F", client::PSQL_CELL]);
-        command.args(["-P", &format!("null={}", client::PSQL_NULL), "-h", "127.0.0.1"]);
-        command.args(["-p", &self.port.to_string(), "-U", user, "-d", db, "-f", "-"]);
+        let mut command = Self::plain_client(self.port, user, db);
+        command.args(["-0", "-F", client::PSQL_CELL, "-P", &format!("null={}", client::PSQL_NULL)]);
         command
-            .env("PGPASSWORD", PASSWORD)
-            .env("PGCLIENTENCODING", "UTF8")
-            .env("PGOPTIONS", "-c client_min_messages=warning");
+    }
+
+    /// psql, connected, printing lines; it needs the server's port only, not the server.
+    pub fn plain_client(port: u16, user: &str, db: &str) -> Command {
+        let mut command = Command::new(format!("{DISTRIBUTION}/bin/psql"));
+        command.args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-h",
+            "127.0.0.1",
+            "-U",
+            user,
+            "-d",
+            db,
+            "-f",
+            "-",
+        ]);
+        command.args(["-p", &port.to_string()]).env("PGPASSWORD", PASSWORD).env("PGCLIENTENCODING", "UTF8");
+        command.env("PGOPTIONS", "-c client_min_messages=warning");
         command
     }
 

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// A container's memory folder is often too small for a database.
+const ENOUGH_MEGABYTES: u64 = 2_000;
 const POLL: Duration = Duration::from_millis(5);
 
 /// Says on the true standard error, where `scripts/test` counts it, that a test could not run here.
@@ -121,12 +123,20 @@ done
 rm -rf "$1"
 "#;
 
+/// Free space; none where the folder is missing.
+fn free_megabytes(folder: &Path) -> u64 {
+    let output =
+        Command::new("df").arg("-Pm").arg(folder).stderr(Stdio::null()).output().map_or(Vec::new(), |o| o.stdout);
+    let text = String::from_utf8_lossy(&output);
+    text.lines().nth(1).and_then(|line| line.split_whitespace().nth(3)?.parse().ok()).unwrap_or(0)
+}
+
 /// All folders of this process are in here; in memory where that is possible.
 fn base() -> &'static Path {
     static BASE: OnceLock<(PathBuf, Child)> = OnceLock::new();
     let (path, _) = BASE.get_or_init(|| {
         let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let parent = if free_megabytes(memory) >= ENOUGH_MEGABYTES { memory.to_owned() } else { std::env::temp_dir() };
         let path = parent.join(format!("tidemill-servers-{}-{:04x}", std::process::id(), rand::rng().random::<u16>()));
         std::fs::create_dir(&path).unwrap();
         let mut watcher = Command::new("sh");

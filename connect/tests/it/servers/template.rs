@@ -1,5 +1,6 @@
 //! Data folders made once and copied: the making of one takes most of a server's start.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -13,21 +14,27 @@ pub fn cache() -> PathBuf {
     path
 }
 
+/// What decides how a template comes out, besides the server's version.
+const MAKERS: &[&str] = &[include_str!("mod.rs"), include_str!("postgres.rs"), include_str!("mariadb.rs")];
+
 /// Copies the data folder `name` to `to`, which is made by `make` if it was never made before.
 ///
 /// `make` works in memory and as the server's user, which may not be able to reach the cache.
 pub fn copy(name: &str, to: &Path, make: impl FnOnce(&Path)) {
     static MAKING: Mutex<()> = Mutex::new(());
     let owner = process::run_as().map_or("own".to_owned(), |(user, _)| user.to_string());
-    let template = cache().join(format!("{name}-{owner}"));
+    let family = format!("{name}-{owner}-");
+    let current = format!("{family}{:016x}", hash(MAKERS));
+    let template = cache().join(&current);
     let guard = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !template.is_dir() {
+        remove_older(&family, &current);
         let folder = Folder::new();
         let work = folder.path("work");
         std::fs::create_dir(&work).unwrap();
         process::hand_over(&work);
         make(&work.join("data"));
-        let unfinished = cache().join(format!("{name}-{owner}-{}", std::process::id()));
+        let unfinished = cache().join(format!("unfinished-{}", std::process::id()));
         copy_all(&work.join("data"), &unfinished);
         // Another process may have been faster; one is as good as the other.
         if std::fs::rename(&unfinished, &template).is_err() {
@@ -36,6 +43,23 @@ pub fn copy(name: &str, to: &Path, make: impl FnOnce(&Path)) {
     }
     drop(guard);
     copy_all(&template, to);
+}
+
+/// Removes what an older state of these files made.
+fn remove_older(family: &str, current: &str) {
+    for entry in std::fs::read_dir(cache()).unwrap().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(family) && name != current {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn hash(texts: &[&str]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    texts.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Copies a tree with owners and rights.
