@@ -14,6 +14,7 @@
 //! | `ddl` | what statements in the binlog mean for tables |
 //! | `position`, `gtid` | how far a follower is |
 //! | `stop` | why it stops |
+//! | [`sink`], `sink_table`, `sink_write`, `sink_preflight` | such a database as a target |
 
 mod bind;
 mod binlog;

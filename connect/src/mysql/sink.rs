@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    connector::{Finding, Sink, SinkConnector, TableReader, TopicChanges},
+    connector::{Finding, Sink, SinkConnector, SourceConnector, TableReader, TopicChanges},
     converter::TopicSchema,
     endpoint::Server,
     target::{
@@ -407,7 +407,7 @@ impl SinkConnector for MysqlServer {
     }
 
     async fn reader(&self) -> Result<Box<dyn TableReader>> {
-        Err(Error::unsupported(format!("mysql://{} cannot be compared yet", self.server)))
+        SourceConnector::reader(self).await
     }
 }
 

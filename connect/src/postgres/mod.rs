@@ -1,4 +1,4 @@
-//! PostgreSQL: a source that follows the server's logical stream.
+//! PostgreSQL: a source that follows the server's logical stream, and a sink.
 
 mod catalog;
 mod connector;

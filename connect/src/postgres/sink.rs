@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, Result,
-    connector::{Finding, Sink, SinkConnector, TableReader, TopicChanges},
+    connector::{Finding, Sink, SinkConnector, SourceConnector, TableReader, TopicChanges},
     converter::TopicSchema,
     endpoint::Server,
     target::{
@@ -362,7 +362,7 @@ impl SinkConnector for PostgresServer {
     }
 
     async fn reader(&self) -> Result<Box<dyn TableReader>> {
-        Err(Error::unsupported(format!("postgres://{} cannot be compared yet", self.server)))
+        SourceConnector::reader(self).await
     }
 }
 

@@ -16,6 +16,8 @@ mod value;
 
 #[cfg(test)]
 #[cfg(test)]
+mod table;
+#[cfg(test)]
 mod tests;
 
 pub use self::names::{check_names, target_name};

@@ -12,6 +12,8 @@ mod postgres_source_faults;
 mod servers;
 mod servers_test;
 mod sinks;
+mod sinks_servers;
+mod sinks_types;
 mod support;
 mod traps;
 mod worker;
