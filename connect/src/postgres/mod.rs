@@ -1,5 +1,6 @@
 //! PostgreSQL: a source that follows the server's logical stream.
 
+mod batch;
 mod catalog;
 mod connector;
 mod copy;
@@ -14,6 +15,7 @@ mod slot;
 mod source;
 mod stop;
 mod stream;
+mod take;
 mod text;
 
 pub use source::PostgresSource;
