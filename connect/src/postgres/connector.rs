@@ -84,6 +84,9 @@ impl PostgresServer {
             }
         }
         let copier = Copier::new(&position.slot, added || begins);
+        for table in stored.keys() {
+            tracing::warn!(table, "table is dropped or named no more; the target keeps it");
+        }
         let forgotten = stored.into_keys().map(|name| format!("table/{name}")).collect();
         Ok(PostgresSource::new(Parts { server, side, stream, position, tables, forgotten, copier, end }))
     }

@@ -17,6 +17,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    hash::{BuildHasher, Hasher, RandomState},
     time::{Duration, Instant},
 };
 
@@ -139,11 +140,10 @@ impl Copier {
     /// `unbounded` where tables were added to the publication: changes of transactions that are open now may be missing
     /// from the stream, and must be seen by the chunks.
     pub(super) fn new(slot: &str, unbounded: bool) -> Self {
-        // A message of an earlier run bears another number.
-        let number = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             slot: slot.to_owned(),
-            number: number.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or_default()),
+            // A message of an earlier run bears another number; the hasher's keys are random.
+            number: RandomState::new().build_hasher().finish() >> 1,
             limit: FIRST_ROWS,
             chunk: None,
             ready: VecDeque::new(),

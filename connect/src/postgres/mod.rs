@@ -1,5 +1,6 @@
 //! PostgreSQL: a source that follows the server's logical stream, and a sink.
 
+mod batch;
 mod catalog;
 mod connector;
 mod copy;
@@ -19,6 +20,7 @@ mod slot;
 mod source;
 mod stop;
 mod stream;
+mod take;
 mod text;
 
 pub use source::PostgresSource;

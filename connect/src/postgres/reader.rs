@@ -18,7 +18,9 @@ use crate::{
 
 /// Rows in one poll.
 const ROWS: usize = 2_000;
-/// A poll ends at this many bytes.
+/// Rows in the first poll of a table: nobody knows yet how large they are.
+const FIRST_ROWS: usize = 100;
+/// What a poll is to hold.
 const BYTES: usize = 4 << 20;
 
 /// Reads all tables as they are at one moment, and ends. Installs nothing.
@@ -41,14 +43,14 @@ impl Reader {
             return Err(Error::unsupported(format!("table {} has no key", table.full_name())));
         }
         let conn = Some(snapshot(&server).await?);
-        Ok(Self { server, conn, tables, table: 0, after: None, limit: ROWS })
+        Ok(Self { server, conn, tables, table: 0, after: None, limit: FIRST_ROWS })
     }
 
     async fn rows(&mut self) -> Result<Vec<Row>> {
         if self.conn.is_none() {
             // The moment is gone with the connection: all is read again, as it is now.
             self.conn = Some(snapshot(&self.server).await?);
-            (self.table, self.after) = (0, None);
+            (self.table, self.after, self.limit) = (0, None, FIRST_ROWS);
         }
         let (Some(conn), Some(table)) = (&mut self.conn, self.tables.get(self.table)) else { return Ok(Vec::new()) };
         let doing = format!("read table {}", table.full_name());
@@ -56,7 +58,7 @@ impl Reader {
         let sql = page_query(table, &from, self.after.as_deref(), self.limit);
         let (rows, size, _) = copy_out(conn, &doing, kinds(table), &sql, usize::MAX).await?;
         if let Some(average) = size.checked_div(rows.len()) {
-            self.limit = (BYTES / average.max(1)).clamp(1, ROWS);
+            self.limit = (BYTES / average.max(1)).clamp(1, ROWS).min(self.limit * 4);
         }
         Ok(rows)
     }
@@ -64,7 +66,9 @@ impl Reader {
 
 async fn snapshot(server: &Server) -> Result<PgConnection> {
     let mut conn = connect(server).await?;
-    execute(&mut conn, "begin to read", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    // The first query fixes the moment, not the transaction's begin.
+    let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1";
+    execute(&mut conn, "begin to read", sql).await?;
     Ok(conn)
 }
 
@@ -102,7 +106,7 @@ impl Source for Reader {
             Some(last) => self.after = Some(schema.key_of(last)),
             None => {
                 finished_tables.push(table);
-                (self.table, self.after, self.limit) = (table + 1, None, ROWS);
+                (self.table, self.after, self.limit) = (table + 1, None, FIRST_ROWS);
             }
         }
         let change = |row: Row| {

@@ -6,14 +6,14 @@ use sqlx::PgConnection;
 
 use super::{
     endpoint::{literal, query},
-    pgoutput::{Cell, Relation, RelationColumn, Tuple},
+    pgoutput::{Cell, Old, Relation, RelationColumn, Tuple},
     position::{CopyState, Lsn, TablePosition},
     stop::Stop,
     text::{decode, kinds},
 };
 use crate::{
     Error, Result,
-    change::{Column, Row, TableSchema, Value},
+    change::{Column, Op, Row, TableSchema, Value},
     types::Kind,
 };
 
@@ -77,6 +77,33 @@ impl Followed {
         }
         row
     }
+}
+
+/// A row before its change, as far as it is told.
+pub(super) fn before(table: &Followed, places: &[usize], old: &Old) -> Result<Row> {
+    let row = table.row(places, &old.tuple)?;
+    Ok(if old.full { row } else { table.only_key(row) })
+}
+
+/// What happened to a row, with the row before and after.
+pub(super) type Changed = (Op, Option<Row>, Option<Row>);
+
+/// What an update of a row is: a change of its key is a delete and a create.
+pub(super) fn update(table: &Followed, places: &[usize], old: Option<Old>, new: &Tuple) -> Result<Vec<Changed>> {
+    let mut after = table.row(places, new)?;
+    let before = match &old {
+        Some(old) => before(table, places, old)?,
+        None => table.only_key(after.clone()),
+    };
+    for (value, old) in after.iter_mut().zip(&before) {
+        if *value == Value::Unchanged {
+            value.clone_from(old);
+        }
+    }
+    Ok(match table.schema.key_of(&before) == table.schema.key_of(&after) {
+        true => vec![(Op::Update, Some(before), Some(after))],
+        false => vec![(Op::Delete, Some(before), None), (Op::Create, None, Some(after))],
+    })
 }
 
 /// Names of types by number and modifier, domains by the type they stand on.

@@ -91,7 +91,10 @@ fn moved_to_utc(text: &str) -> Option<String> {
         }
         Some(parts[0] * 3600 + parts[1] * 60 + parts[2])
     };
-    let offset = if offset.starts_with('-') { -seconds(&offset[1..])? } else { seconds(&offset[1..])? };
+    let offset = match offset.strip_prefix('-') {
+        Some(west) => -seconds(west)?,
+        None => seconds(offset.trim_start_matches('+'))?,
+    };
     let mut fields = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
     let (year, month, day) = (fields.next()??, fields.next()??, fields.next()??);
     if !(1..=999_999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
