@@ -7,6 +7,7 @@ mod guards;
 mod judge_test;
 mod load_test;
 mod locks;
+mod mysql_source;
 mod servers;
 mod servers_test;
 mod sinks;
