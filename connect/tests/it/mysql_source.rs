@@ -72,7 +72,7 @@ impl Bench {
     ) -> Result<Vec<Polled>, Error> {
         self.stored.extend(source.position());
         let mut all = Vec::new();
-        for _ in 0..2_000 {
+        for _ in 0..150 {
             let polled = source.poll().await?;
             assert!(polled.changes.len() <= 2_001, "a poll is bounded");
             self.store(&polled);
@@ -284,4 +284,117 @@ async fn every_type_has_the_same_value_in_the_copy_and_the_binlog() {
 async fn so_it_has_without_names_in_the_binlog_and_compressed() {
     let server = MariaDb::options().unset("binlog_row_metadata").set("log_bin_compress", "ON");
     types_agree(server.set("log_bin_compress_min_len", "10").start(), "").await;
+}
+
+/// Rows in the order of their first number.
+fn sorted(rows: impl Iterator<Item = Row>) -> Vec<Row> {
+    let mut rows: Vec<Row> = rows.collect();
+    rows.sort_by_key(|row| if let Value::Integer(key) = row[0] { key } else { 0 });
+    rows
+}
+
+#[tokio::test]
+async fn a_source_goes_on_where_it_was_and_stops_where_columns_go() {
+    let mut bench = Bench::new("create table a (id int primary key, v varchar(20)); insert into a values (1, 'x')");
+    let (source, copied) = bench.copied().await;
+    let mut state = BTreeMap::new();
+    apply(&mut state, &copied);
+    drop(source);
+    bench.exec("insert into a select seq, 'big' from seq_2_to_6001; update a set v = 'y' where id < 4000");
+    let mut sequence = Vec::new();
+    // Opened anew after every poll.
+    while sequence.len() < 9_999 {
+        let mut source = bench.open().await.unwrap();
+        let polled = bench.polled(&mut source, |polled| !polled.changes.is_empty()).await.unwrap();
+        let changes: Vec<Change> = polled.into_iter().flat_map(|polled| polled.changes).collect();
+        apply(&mut state, &changes);
+        sequence.extend(ops(&changes));
+    }
+    let created = (2..=6001).map(|id| (Op::Create, id));
+    assert_eq!(sequence, created.chain((1..4000).map(|id| (Op::Update, id))).collect::<Vec<_>>());
+    assert_eq!(sorted(state.into_values()), bench.rows(0).await);
+    let mut source = bench.open().await.unwrap();
+    bench.exec("alter table a add w int; insert into a values (7000, 'z', 5)");
+    let polled = bench.polled(&mut source, |polled| !polled.changes.is_empty()).await.unwrap();
+    assert!(polled.iter().any(|polled| polled.evolved.iter().any(|(_, table)| table.columns.len() == 3)));
+    let last = polled.last().unwrap().changes.last().unwrap();
+    assert_eq!(last.after, Some(vec![int(7000), Value::Text("z".into()), int(5)]));
+    bench.exec("alter table a drop v");
+    let error = bench.error(&mut source).await;
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains("gone: v") && error.to_string().contains("--recopy shop.a"), "{error}");
+}
+
+/// A copy while another program writes; whether what comes out of it is the table.
+async fn copy_under_writes(knobs: Knobs) {
+    let mut bench =
+        Bench::new("create table a (id int primary key, v int); insert into a select seq, 0 from seq_1_to_30000");
+    bench.knobs = knobs;
+    bench.exec("grant lock tables on shop.* to cdc");
+    let mut writer = bench.server.client(ADMIN, "shop");
+    let script = "for i in 1..400 do update a set v = v + 1 where id % 97 = i % 97; delete from a where id = i * 70;
+                  insert into a values (100000 + i, i); update a set id = id + 200000 where id = i * 70 + 1; end for";
+    let writing = writer
+        .args(["-e", &format!("delimiter //\nbegin not atomic {script}; end//")])
+        .stdin(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut source, copied) = bench.copied().await;
+    assert!(writing.wait_with_output().unwrap().status.success());
+    bench.exec("insert into a values (999999, 0)");
+    let mut state = BTreeMap::new();
+    apply(&mut state, &copied);
+    let polled =
+        bench.polled(&mut source, |polled| polled.changes.iter().any(|c| c.key == [int(999_999)])).await.unwrap();
+    polled.iter().for_each(|polled| apply(&mut state, &polled.changes));
+    assert!(copied.iter().any(|change| change.op != Op::Read), "nothing was written meanwhile");
+    assert!(sorted(state.into_values()) == bench.rows(0).await, "the copy differs");
+}
+
+#[tokio::test]
+async fn a_copy_is_exact_while_others_write() {
+    copy_under_writes(Knobs::default()).await;
+}
+
+#[tokio::test]
+async fn so_it_is_where_a_lock_tells_its_place() {
+    copy_under_writes(Knobs { lock_tables: true, ..Knobs::default() }).await;
+}
+
+#[tokio::test]
+async fn what_the_position_does_not_know_is_named() {
+    let mut bench = Bench::new("create table a (id int primary key); insert into a values (1)");
+    let (mut source, _) = bench.copied().await;
+    // A connection that is cut is made anew.
+    let dump = "select id from information_schema.processlist where command = 'Binlog Dump'";
+    let id = bench.server.value("shop", dump).unwrap();
+    bench.exec(&format!("kill {id}"));
+    bench.exec("insert into a values (2)");
+    let error = loop {
+        match source.poll().await {
+            Ok(polled) => assert!(polled.changes.is_empty(), "the connection was not cut"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert_eq!(ops(&bench.changes(&mut source, 1).await), [(Op::Create, 2)]);
+    drop(source);
+    bench.exec("insert into a values (3); flush logs; flush logs");
+    bench.exec("select sleep(1); purge binary logs before now()");
+    let error = bench.open().await.err();
+    let error = match error {
+        Some(error) => error,
+        None => {
+            let mut source = bench.open().await.unwrap();
+            bench.error(&mut source).await
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    assert!(error.to_string().contains("no longer has the binlog"), "{error}");
+    bench.exec("set global server_id = 5");
+    let error = bench.open().await.err().unwrap();
+    assert!(error.kind() == ErrorKind::Conflict && error.to_string().contains("another one"), "{error}");
+    bench.exec("set global server_id = 101; reset master");
+    let error = bench.open().await.err().unwrap();
+    assert!(error.kind() == ErrorKind::Conflict && error.to_string().contains("went backwards"), "{error}");
 }
