@@ -39,6 +39,7 @@ async fn a_copy_under_writers_ends_with_what_the_table_holds() {
          update t set id = -(i * 10 + {seed}) where id = (select min(id) from t where id > k); commit; end loop; end $$"
         )
     };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let finished = std::thread::scope(|scope| {
         let writers: Vec<_> = (1..4)
             .map(|seed| {
@@ -47,7 +48,6 @@ async fn a_copy_under_writers_ends_with_what_the_table_holds() {
                 scope.spawn(move || pg.exec(&db, &sql))
             })
             .collect();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let polling = scope.spawn(|| {
             runtime.block_on(async {
                 let mut reopened = 0;

@@ -11,7 +11,7 @@ use tidemill_connect::{
     types::Dialect,
 };
 
-use crate::servers::{MariaDb, PASSWORD, Postgres, SINK};
+use crate::servers::{MariaDb, PASSWORD, Postgres, SINK, cut::Wire};
 
 /// A database that a test writes to.
 enum Target {
@@ -301,4 +301,47 @@ async fn a_server_that_comes_back_is_written_to_again() {
     }
     assert_eq!(postgres.value(&a, "select count(*) from t").as_deref(), Some("2"));
     assert_eq!(maria.value(&b, "select count(*) from t").as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_wire_loses_nothing_and_doubles_nothing() {
+    const ROUNDS: i64 = 120;
+    for target in targets() {
+        let port = match &target {
+            Target::Postgres(server, _) => server.port(),
+            Target::Maria(server, _) => server.port(),
+        };
+        let wire = Wire::to(port);
+        let url = match &target {
+            Target::Postgres(server, db) => server.url(SINK, db),
+            Target::Maria(server, db) => server.url(SINK, db),
+        };
+        let url = url.replace(&format!(":{port}/"), &format!(":{}/", wire.port()));
+        let mut sink = connector(&url, PASSWORD).open("s", "L").await.unwrap();
+        sink.positions().await.unwrap();
+        let schema = numbers(1);
+        let mut failed = 0;
+        for round in 0..ROUNDS {
+            // In the middle of any answer, that to the commit among them.
+            wire.cut_after(u64::try_from(round * 7 % 211).unwrap());
+            let changes = || {
+                let last = change(Op::Update, pair(-1, &format!("{round}")), round);
+                let moved =
+                    [change(Op::Delete, pair(round, ""), round), change(Op::Create, pair(round + 1, "x"), round)];
+                moved.into_iter().chain([last]).collect()
+            };
+            while let Err(error) = put(&mut *sink, &schema, changes(), round + 1).await {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+                failed += 1;
+            }
+        }
+        assert!(failed > ROUNDS / 4, "the wire was cut {failed} times only");
+        drop(wire);
+        assert_eq!(
+            target.rows("select id, v from t order by id"),
+            [format!("-1|{}", ROUNDS - 1), format!("{ROUNDS}|x")]
+        );
+        let positions = target.open().await.positions().await.unwrap();
+        assert_eq!(positions["s.t"], ROUNDS);
+    }
 }
