@@ -287,7 +287,8 @@ async fn a_server_that_comes_back_is_written_to_again() {
         put(&mut *sink, &schema, vec![change(Op::Create, pair(1, "a"), 1)], 1).await.unwrap();
         sinks.push(sink);
     }
-    (postgres.kill9(), maria.kill9());
+    postgres.kill9();
+    maria.kill9();
     let next = || vec![change(Op::Create, pair(2, "b"), 2)];
     for sink in &mut sinks {
         for _ in 0..2 {
@@ -295,7 +296,8 @@ async fn a_server_that_comes_back_is_written_to_again() {
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         }
     }
-    (postgres.start_again(), maria.start_again());
+    postgres.start_again();
+    maria.start_again();
     for sink in &mut sinks {
         put(&mut **sink, &schema, next(), 2).await.unwrap();
     }
@@ -418,4 +420,26 @@ async fn a_full_disk_is_waited_for() {
     assert!(unmounted.status.success());
     assert!(full >= 2, "the disk was never full");
     assert_eq!(rows.as_deref(), Some("100000"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_differ_in_case_or_spaces_stay_apart() {
+    for target in targets() {
+        let keyed = schema(1, Dialect::Postgres, &[("id", "text"), ("v", "numeric(30,0)")]);
+        let keys = ["a", "a ", "A", "", "é", "e\u{301}", "it's"];
+        let row = |key: &str| vec![Value::Text(key.into()), Value::Text("123456789012345678901234567890".into())];
+        let mut sink = target.open().await;
+        put(&mut *sink, &keyed, keys.iter().map(|key| change(Op::Read, row(key), 0)).collect(), 7).await.unwrap();
+        assert_eq!(target.rows("select count(*) from t where v = 123456789012345678901234567890"), ["7"]);
+        let gone = ["a ", "it's"].iter().map(|key| change(Op::Delete, row(key), 1)).collect();
+        put(&mut *sink, &keyed, gone, 9).await.unwrap();
+        assert_eq!(target.rows("select count(*) from t"), ["5"]);
+        assert_eq!(target.rows("select count(*) from t where id = 'a'"), ["1"]);
+        // A key that MySQL's index cannot hold is refused, not cut.
+        let long = put(&mut *sink, &keyed, vec![change(Op::Create, row(&"k".repeat(256)), 2)], 10).await;
+        match target {
+            Target::Postgres(..) => long.unwrap(),
+            Target::Maria(..) => assert_eq!(long.unwrap_err().kind(), ErrorKind::Conflict),
+        }
+    }
 }
