@@ -160,7 +160,8 @@ pub trait SinkConnector: Send + Sync {
     /// Which kind of database it is.
     fn dialect(&self) -> Dialect;
 
-    /// What would go wrong, and its cure: rights, settings, tables that stand in the way. Changes nothing.
+    /// What would go wrong, and its cure: rights, settings, tables that stand in the way. Changes nothing. `log_id` is empty
+    /// where no log is known: then nothing is said of whose the target is.
     ///
     /// # Errors
     /// `Unavailable`, `Denied`.

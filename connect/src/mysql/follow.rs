@@ -187,6 +187,8 @@ impl Follower {
             };
             tables.push(match part {
                 Some(part) if part.copy != Copy::NotStarted => table(&part.schema, part.copy.clone()),
+                // Of a new start, every change since then is given out.
+                _ if follow.stored.is_empty() => table(&found.schema, Copy::After(Vec::new())),
                 _ => table(&found.schema, Copy::NotStarted),
             });
         }
@@ -469,7 +471,7 @@ impl Follower {
         }
         let ours = |table: &Table| table.schema.name == map.table && !table.dropped;
         let index = self.tables.iter().position(ours).filter(|_| map.database == self.server.database);
-        // Events before a table's copy are passed over.
+        // Events before the copy of a table that came later are passed over: it may have had other columns then.
         let index = index.filter(|index| self.tables[*index].copy != Copy::NotStarted);
         let Some(index) = index else {
             // A table that begins to be copied must be bound then.
@@ -663,8 +665,9 @@ impl Source for Follower {
     fn states(&self) -> Vec<TableState> {
         let state = |table: &Table| TableState {
             table: table.schema.full_name(),
-            copied: match table.copy {
+            copied: match &table.copy {
                 Copy::NotStarted => Copied::NotStarted,
+                Copy::After(key) if key.is_empty() && !table.known => Copied::NotStarted,
                 Copy::After(_) => Copied::Begun,
                 Copy::Done | Copy::Left => Copied::Done,
             },

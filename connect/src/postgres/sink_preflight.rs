@@ -38,7 +38,10 @@ pub(super) async fn preflight(
         true => stored(conn, sync, false).await?.unwrap_or_default(),
         false => Vec::new(),
     };
-    if let Err(error) = Ledger::new(sync, log_id).check_owner(&target, &rows) {
+    // Who only looks has no log.
+    if !log_id.is_empty()
+        && let Err(error) = Ledger::new(sync, log_id).check_owner(&target, &rows)
+    {
         findings.push(Finding::new(&target, Level::Refuse, error.to_string(), Some(REPLACE.into())));
     }
     rights(conn, server, tables, &mut findings).await?;

@@ -24,6 +24,10 @@ pub async fn check(spec: &SyncSpec, schemas: &[TopicSchema]) -> Result<Vec<Findi
         Some(same) => Finding::new("target", Level::Refuse, same, Some("name another target".into())),
         None => Finding::new("target", Level::Ok, "is not the source", None),
     });
+    let to = spec.to.sink()?;
+    let drafts: Vec<_> = tables.iter().map(|table| TopicSchema::draft(&spec.name, from.dialect(), table)).collect();
+    // Whether the target belongs to the sync's log is told by the run, which knows its log.
+    findings.extend(to.preflight(&spec.name, "", &drafts).await?);
     for finding in &mut findings {
         finding.cure = finding.cure.take().map(|cure| with_file(&cure, &spec.file));
     }

@@ -34,7 +34,7 @@ use crate::{
     Error, Result,
     change::TableSchema,
     command::with_file,
-    connector::{Copied, Follow, Level, Sink, Source, SourceConnector},
+    connector::{Copied, Finding, Follow, Level, Sink, Source, SourceConnector},
     converter::TopicSchema,
     endpoint::same_database,
 };
@@ -179,6 +179,7 @@ impl Runner<'_> {
         let log_id = self.session.log_id();
         let checked = match self.options.replace {
             false => {
+                refuse(to.preflight(&self.spec.name, &log_id, &drafts).await?)?;
                 let mut target = to.open(&self.spec.name, &log_id).await?;
                 target.check(&drafts).await?;
                 Some(target)
@@ -395,7 +396,10 @@ pub(super) fn capture_parts(stored: &BTreeMap<String, String>) -> BTreeMap<Strin
 
 /// Refuses what `sync check` would refuse, before anything is made.
 async fn refuse_unfit(from: &dyn SourceConnector, tables: &[TableSchema], once: bool) -> Result<()> {
-    let findings = from.preflight(tables, once).await?;
+    refuse(from.preflight(tables, once).await?)
+}
+
+fn refuse(findings: Vec<Finding>) -> Result<()> {
     let refused = findings.into_iter().find(|finding| finding.level == Level::Refuse);
     let Some(finding) = refused else { return Ok(()) };
     let cure = finding.cure.map(|cure| format!("; {cure}")).unwrap_or_default();

@@ -14,7 +14,7 @@ use crate::{
         ADMIN, MariaDb, PASSWORD, Postgres,
         cut::Wire,
         judge::{self, normal},
-        load::{Ledger, Load, Op, Seen, Settings, TABLES, Target},
+        load::{Column, Ledger, Load, Op, Seen, Settings, TABLES, Target},
     },
     support::{Folder, PATIENCE, Running, json_lines, poll},
 };
@@ -198,19 +198,14 @@ impl Bench {
                     Some("d") => Op::Delete,
                     _ => continue,
                 };
-                let cells = |row: &Json| -> Vec<Option<String>> {
-                    columns
-                        .iter()
-                        .map(|column| cell(&row[column.name]).map(|text| normal(column.class, &text)))
-                        .collect()
-                };
                 let image = if op == Op::Delete { &event["before"] } else { &event["after"] };
-                let keys = cells(image).into_iter().zip(*columns).filter(|(_, column)| column.key);
+                let spelled = |column: &Column| cell(&image[column.name]).map(|text| normal(column.class, &text));
+                let keys = columns.iter().filter(|column| column.key).map(spelled);
                 seen.push(Seen {
                     table: format!("load_{name}"),
                     op,
-                    key: keys.map(|(cell, _)| cell.unwrap()).collect(),
-                    after: (op != Op::Delete).then(|| cells(&event["after"])),
+                    key: keys.map(Option::unwrap).collect(),
+                    after: (op != Op::Delete).then(|| columns.iter().map(spelled).collect()),
                 });
             }
         }

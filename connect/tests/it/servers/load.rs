@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::{Folder, client};
 
-pub use dialect::{TABLES, Target};
+pub use dialect::{Column, TABLES, Target};
 pub use ledger::{Change, Ledger, Op, Row, Seen};
 use writer::{Transaction, Writer};
 
