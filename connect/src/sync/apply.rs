@@ -147,11 +147,11 @@ impl Apply {
 
     /// Applies changes in order, in halves until those that the target refuses stand alone; these are parked.
     async fn put_or_park(&mut self, items: &[Item]) -> Result<()> {
-        let mut ranges = vec![0..items.len()];
-        while let Some(range) = ranges.pop() {
+        let mut ranges = vec![(0, items.len())];
+        while let Some((start, end)) = ranges.pop() {
             // A key that was parked meanwhile holds back its later changes.
             let topic = |item: &&Item| !self.parked.holds(&item.schema.topic, &item.record);
-            let batch = grouped(items[range.clone()].iter().filter(topic));
+            let batch = grouped(items[start..end].iter().filter(topic));
             if batch.is_empty() {
                 continue;
             }
@@ -160,14 +160,13 @@ impl Apply {
                 Err(error) if error.kind() == ErrorKind::Conflict => error,
                 Err(error) => return Err(error),
             };
-            if range.len() == 1 {
-                let (item, now) = (&items[range.start], self.clock.now());
+            if end - start == 1 {
+                let (item, now) = (&items[start], self.clock.now());
                 self.parked.park(&*self.session, &item.schema.topic, &item.record, &error, now).await?;
                 continue;
             }
-            let middle = range.start + range.len() / 2;
-            ranges.push(middle..range.end);
-            ranges.push(range.start..middle);
+            let middle = start + (end - start) / 2;
+            ranges.extend([(middle, end), (start, middle)]);
         }
         Ok(())
     }

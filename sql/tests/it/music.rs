@@ -125,6 +125,7 @@ fn bound(value: &Value) -> rusqlite::types::Value {
         Value::Real(value) => Sqlite::Real(*value),
         Value::Text(value) => Sqlite::Text(value.clone()),
         Value::Blob(value) | Value::InvalidText(value) => Sqlite::Blob(value.clone()),
+        other => unreachable!("SQLite has no {other:?}"),
     }
 }
 
