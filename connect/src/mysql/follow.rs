@@ -32,7 +32,7 @@ use super::{
 use crate::{
     Error, ErrorKind, Result,
     change::{Change, Op, Row, StoredValue, TableSchema, Value},
-    connector::{Copied, Follow, Polled, Source, TableState},
+    connector::{Copied, Follow, Polled, Source, SourceLag, TableState},
     endpoint::Server,
 };
 
@@ -708,5 +708,12 @@ impl Source for Follower {
     async fn commit(&mut self) -> Result<()> {
         // The server is told nothing: it keeps its binlog by time.
         Ok(())
+    }
+
+    async fn lag(&mut self) -> Result<SourceLag> {
+        let place = format!("{}:{}", self.head.file, self.head.position);
+        let gtid = &self.head.gtid;
+        let position = if gtid.is_empty() { place } else { format!("{gtid} ({place})") };
+        Ok(SourceLag { position: Some(position), ..SourceLag::default() })
     }
 }
