@@ -19,6 +19,7 @@ soak:
 bench:
 	$(CARGO) test --release --locked -p tidemill-streams --test it speed -- --ignored --nocapture
 	$(CARGO) test --release --locked -p tidemill-sql --test it arrow_windows -- --ignored --nocapture
+	$(CARGO) test --release --locked -p tidemill-connect --test it rows_a_second -- --ignored --nocapture
 	$(CARGO) run --release --locked -p tidemill -- bench log
 
 build:

@@ -103,7 +103,9 @@ pub async fn run(
         let sync = Runner { session, clock, spec, options, observer, control };
         sync.run(stop).await
     };
+    status.open();
     let result = run.await.map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)));
+    status.close();
     status.tell(|status| match &result {
         Ok(()) => status.state = State::Stopped,
         Err(error) => (status.state, status.last_error) = (State::Failed, Some(error.to_string())),
@@ -202,7 +204,7 @@ impl Runner<'_> {
                 target
             }
         };
-        self.drive(&*from, source, writer, target, &copies, stop).await
+        self.drive(&*from, source, writer, target, copies, stop).await
     }
 
     /// Opens the source where the log is, and finds the copies that are still to be made.
@@ -258,22 +260,24 @@ impl Runner<'_> {
         source: Box<dyn Source>,
         mut writer: Box<dyn Writer>,
         target: Box<dyn Sink>,
-        copies: &Copies,
+        copies: Copies,
         stop: watch::Receiver<bool>,
     ) -> Result<()> {
         let shapes = source.tables();
         let tables = self.topics(from, &shapes).await?;
         let schemas = Schemas::load(&*self.session).await?;
+        let mut source = source;
+        let mut copies = copies;
+        self.restart_lost(&mut *source, &tables, &mut *writer, &mut copies).await?;
         let rereads = source.rereads();
         let mut reconcilers = Vec::new();
         for schema in &tables {
-            reconcilers.push(self.reconciler(rereads, schema, &schemas, copies, &mut *writer).await?);
+            reconcilers.push(self.reconciler(rereads, schema, &schemas, &copies, &mut *writer).await?);
         }
         for (name, value) in source.position() {
             writer.set_position(&name, Some(value));
         }
         writer.commit().await?;
-        let mut source = source;
         source.commit().await?;
         let counts = shapes.iter().map(TableSchema::full_name).zip(from.row_counts(&shapes).await);
         let states = source.states();
@@ -312,6 +316,7 @@ impl Runner<'_> {
             control: Arc::clone(&self.control),
             drained,
             staged: false,
+            bytes: 0,
         };
         let feed_stop = stop.clone();
         let feeding = async {
@@ -322,6 +327,37 @@ impl Runner<'_> {
         };
         // Either half failing ends both: what is under way in the other is dropped, and done again at the next start.
         tokio::try_join!(feeding, apply.run(stop)).map(drop)
+    }
+
+    /// A topic whose new copy was begun by a run that ended before the source knew of it: the rows must come again.
+    async fn restart_lost(
+        &self,
+        source: &mut dyn Source,
+        tables: &[TopicSchema],
+        writer: &mut dyn Writer,
+        copies: &mut Copies,
+    ) -> Result<()> {
+        let states = source.states();
+        let mut lost = Vec::new();
+        for schema in tables {
+            let name = schema.table.full_name();
+            let (part, copy) = (copy_part(&name), schema.copy_id().to_string());
+            let stored = writer.positions().get(&part).cloned();
+            let held =
+                states.iter().any(|state| state.table == name && state.known && state.copied != Copied::NotStarted);
+            if held && stored.as_ref().is_some_and(|stored| *stored != copy) {
+                lost.push(name);
+            }
+            if stored.as_ref() != Some(&copy) {
+                writer.set_position(&part, Some(copy));
+            }
+        }
+        if !lost.is_empty() {
+            source.restart_copies(&lost).await?;
+            copies.begin.extend(lost.iter().cloned());
+            copies.unfinished.extend(lost);
+        }
+        Ok(())
     }
 
     /// Makes the topics that are missing, and finds or makes the schema of each table.
@@ -385,11 +421,16 @@ impl Runner<'_> {
     }
 }
 
+/// Position part that says under which copy of its topic a table's rows are in the log.
+fn copy_part(table: &str) -> String {
+    format!("copy/{table}")
+}
+
 /// The parts of a stored position that are the source's own.
 pub(super) fn capture_parts(stored: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     stored
         .iter()
-        .filter(|(name, _)| !name.starts_with(&reconcile_part("")))
+        .filter(|(name, _)| !name.starts_with(&reconcile_part("")) && !name.starts_with(&copy_part("")))
         .map(|(n, v)| (n.clone(), v.clone()))
         .collect()
 }

@@ -89,3 +89,16 @@ fn a_plan_makes_nothing() {
     }
     assert!(!folder.path("replica.db").exists());
 }
+
+#[test]
+fn a_server_stores_no_password() {
+    let folder = Folder::new();
+    let file = "[sync.s]\nfrom = 'postgres://u:hunter2@127.0.0.1:1/d'\nto = 'sqlite:replica.db'\ntables = ['*']\n";
+    std::fs::write(folder.path("s.toml"), file).unwrap();
+    let running = server(&folder);
+    let refused = folder.run(&[&["sync", "apply", "s.toml"], &DATA[..]].concat());
+    refused.fails(2, &["a password stands in the file", "${env:NAME}"]);
+    assert_eq!(running.stop("TERM").code, Some(0));
+    let stored = folder.bash("grep -rl hunter2 log || echo none").ok();
+    assert_eq!(stored.trim(), "none");
+}
