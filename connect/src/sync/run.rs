@@ -268,8 +268,10 @@ impl Runner<'_> {
         let schemas = Schemas::load(&*self.session).await?;
         let mut source = source;
         let mut copies = copies;
-        self.restart_lost(&mut *source, &tables, &mut *writer, &mut copies).await?;
         let rereads = source.rereads();
+        if !rereads {
+            self.restart_lost(&mut *source, &tables, &mut *writer, &mut copies).await?;
+        }
         let mut reconcilers = Vec::new();
         for schema in &tables {
             reconcilers.push(self.reconciler(rereads, schema, &schemas, &copies, &mut *writer).await?);
