@@ -32,7 +32,17 @@ class Debezium:
         self.broker = self.java(["kafka.Kafka", broker], "-Xmx1g", "-Xms1g")
         worker = self.write("worker.properties")
         self.worker = self.java(["org.apache.kafka.connect.cli.ConnectStandalone", worker], "-Xmx2g", "-Xms1g")
-        self.until(lambda: self.rest("GET", "/connectors") is not None, "Kafka Connect does not start", 120)
+        try:
+            self.until(self.answers, "Kafka Connect does not start", 120)
+        except BaseException:
+            self.close()
+            raise
+
+    def answers(self):
+        try:
+            return self.rest("GET", "/connectors") is not None
+        except RuntimeError:
+            return False  # its pages are not there yet
 
     def write(self, name):
         path = self.dir / name

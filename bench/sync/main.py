@@ -143,7 +143,9 @@ class Bench:
                 self.say(f"{route}: round {number} of {self.rounds}, load {os.getloadavg()[0]:.1f}")
                 if "hand" in self.sides:
                     self.by_hand(route)
-                    self.readers(route)
+                    source = self.ends[route][0]
+                    if all(self.ends[before][0] is not source for before in self.routes[:self.routes.index(route)]):
+                        self.readers(route)
                 for name in self.followers:
                     # Latency is taken in the last round, at half of what the rounds before it sustained.
                     self.follower(route, name, number, latency=number == self.rounds)
