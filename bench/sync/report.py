@@ -78,7 +78,7 @@ def foot(bench):
         "- CPU seconds are user and system time of the side's processes and those they started, and of the two servers, which do the same"
         " work for each side.",
         "- First copy: ours from the start of the process, with an empty data folder; the peer from the request that makes its connectors,"
-        " in a worker that runs and has done the same once before, unmeasured.",
+        f" in a worker that runs and has done the same {bench.given['WARM_UP']} times before, unmeasured.",
         "- Changes: the side is stopped (SIGSTOP) while they are made, so that the writer is not what is measured; the clock starts with"
         " SIGCONT and ends when the last is visible in the target.",
         "- Latency: from the return of a marked row's commit in the source to the first query of the target that sees it, asked every 2 ms,"
