@@ -10,6 +10,8 @@ use url::Url;
 use crate::{
     Error, Result,
     connector::{SinkConnector, SourceConnector},
+    mysql::endpoint::MysqlServer,
+    postgres::endpoint::PostgresServer,
     sqlite::{endpoint::SqliteFile, preflight::check_target_is_not_source},
     types::Dialect,
 };
@@ -153,22 +155,24 @@ impl Endpoint {
     /// It as a source.
     ///
     /// # Errors
-    /// `Unsupported` where no connector reads it.
+    /// None at present: every kind can be read.
     pub fn source(&self) -> Result<Box<dyn SourceConnector>> {
         match self {
             Self::Sqlite(path) => Ok(Box::new(SqliteFile::new(path))),
-            Self::Postgres(_) | Self::Mysql(_) => Err(Error::unsupported(format!("{self} cannot be a source yet"))),
+            Self::Postgres(server) => Ok(Box::new(PostgresServer::new(server.clone()))),
+            Self::Mysql(server) => Ok(Box::new(MysqlServer::new(server))),
         }
     }
 
     /// It as a target.
     ///
     /// # Errors
-    /// `Unsupported` where no connector writes it.
+    /// None at present: every kind can be written.
     pub fn sink(&self) -> Result<Box<dyn SinkConnector>> {
         match self {
             Self::Sqlite(path) => Ok(Box::new(SqliteFile::new(path))),
-            Self::Postgres(_) | Self::Mysql(_) => Err(Error::unsupported(format!("{self} cannot be a target yet"))),
+            Self::Postgres(server) => Ok(Box::new(PostgresServer::new(server.clone()))),
+            Self::Mysql(server) => Ok(Box::new(MysqlServer::new(server))),
         }
     }
 }

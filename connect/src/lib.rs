@@ -6,8 +6,11 @@ pub mod connector;
 pub mod converter;
 pub mod diff;
 pub mod endpoint;
+pub mod mysql;
+pub mod postgres;
 pub mod sqlite;
 pub mod sync;
+pub mod target;
 pub mod translate;
 pub mod types;
 

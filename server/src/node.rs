@@ -22,6 +22,9 @@ use crate::{api, syncs::Syncs, topics::EngineTopics};
 /// Longest path that fits into a unix socket's address, with room to spare.
 const SOCKET_PATH_MAX: usize = 100;
 
+/// The name under which `tidemill start` owns a log.
+pub const SERVER_COMMAND: &str = "start";
+
 /// An owned log. Dropping it without [`Node::close`] is like a crash: nothing acknowledged is lost.
 pub struct Node {
     engine: Arc<Engine>,
@@ -48,6 +51,18 @@ pub fn require_log(data_dir: &Path) -> Result<(), Error> {
 /// Who owns a data directory, as its lock tells.
 #[derive(Debug)]
 pub struct Owner(pub String);
+
+impl Owner {
+    /// Whether it is `tidemill start`, which does what others ask of it.
+    pub fn is_server(&self) -> bool {
+        self.0.contains(&format!(", {SERVER_COMMAND}, "))
+    }
+
+    /// What a command is told that must own the folder itself.
+    pub fn refusal(&self, data_dir: &Path) -> Error {
+        Error::conflict(format!("{} is owned by another process: {}", data_dir.display(), self.0))
+    }
+}
 
 impl Node {
     /// Opens the log in `data_dir` as its owner and serves its API on the folder's socket.
@@ -90,9 +105,7 @@ impl Node {
     pub async fn own(data_dir: &Path, command: &str) -> anyhow::Result<Self> {
         match Self::open(data_dir, command).await? {
             Ok(node) => Ok(node),
-            Err(Owner(holder)) => {
-                Err(Error::conflict(format!("{} is owned by another process: {holder}", data_dir.display())).into())
-            }
+            Err(owner) => Err(owner.refusal(data_dir).into()),
         }
     }
 

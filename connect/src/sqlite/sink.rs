@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params, params_from_iter};
 
 use super::catalog::{connect, inspect_one};
-use super::sink_table::{Existing, create_sql, delete_sql, state, upsert_sql};
+use super::sink_table::{Existing, add_column_sql, create_sql, delete_sql, state, update_sql, upsert_sql};
 use super::value::{Bound, identifier, sqlite_error};
-use crate::change::{Change, Row, TableSchema};
+use crate::change::{Change, Op, Row, TableSchema, Value};
+use crate::types::Kind;
 use crate::{Error, ErrorKind, Result};
 
 /// Changes of one topic, in order: topic, table, the schema's id in the log, changes.
@@ -237,7 +238,7 @@ impl SqliteSink {
         let id = schema_id.cast_signed();
         let stored = stored_schema(tx, &self.sync, topic, true)?;
         if stored == Some(Some(id)) {
-            return Ok(());
+            return add_columns(tx, schema);
         }
         let ours = matches!(stored, Some(Some(_)));
         if !ours {
@@ -313,15 +314,62 @@ fn apply_rows(tx: &Connection, schema: &TableSchema, changes: &[Change]) -> Resu
     };
     let mut upsert = tx.prepare_cached(&upsert_sql(schema)).map_err(fail)?;
     let mut delete = tx.prepare_cached(&delete_sql(schema)).map_err(fail)?;
-    for change in changes {
+    let mut changes = changes.iter().peekable();
+    while let Some(change) = changes.next() {
         match &change.after {
+            Some(row) if row.contains(&Value::Unchanged) => {
+                check_width(schema, row)?;
+                update_told(tx, schema, &change.key, row).map_err(fail)?;
+            }
             Some(row) => {
                 check_width(schema, row)?;
                 upsert.execute(params_from_iter(row.iter().map(Bound))).map_err(fail)?;
             }
             None => {
+                // The row gets another key, and keeps what is not told.
+                let moved = changes.peek().filter(|next| next.op == Op::Create && next.sequence == change.sequence);
+                let moved = moved.and_then(|next| next.after.as_ref()).filter(|row| row.contains(&Value::Unchanged));
+                if let Some(row) = moved {
+                    check_width(schema, row)?;
+                    update_told(tx, schema, &change.key, row).map_err(fail)?;
+                    changes.next();
+                    continue;
+                }
                 delete.execute(params_from_iter(change.key.iter().map(Bound))).map_err(fail)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Updates the columns of a row whose values are told.
+fn update_told(tx: &Connection, schema: &TableSchema, key: &Row, row: &Row) -> rusqlite::Result<()> {
+    let told: Vec<usize> = (0..row.len()).filter(|&i| row[i] != Value::Unchanged).collect();
+    let values = told.iter().map(|&i| &row[i]).chain(key);
+    let updated = tx.prepare_cached(&update_sql(schema, &told))?.execute(params_from_iter(values.map(Bound)))?;
+    if updated == 0 {
+        tracing::warn!(table = schema.name, "an update of a row that the target does not have");
+    }
+    Ok(())
+}
+
+/// Adds columns that a table does not have yet. What SQLite cannot change about the others is refused.
+fn add_columns(tx: &Connection, schema: &TableSchema) -> Result<()> {
+    let fail = |e| sqlite_error(format!("change the columns of target table {}", schema.name), e);
+    let mut statement = tx.prepare_cached("SELECT name, type FROM pragma_table_info(?1)").map_err(fail)?;
+    let rows = statement.query_map([&schema.name], |row| Ok((row.get(0)?, row.get(1)?))).map_err(fail)?;
+    let found: Vec<(String, String)> = rows.collect::<rusqlite::Result<_>>().map_err(fail)?;
+    for column in &schema.columns {
+        match found.iter().find(|(name, _)| name.eq_ignore_ascii_case(&column.name)) {
+            None => tx.execute_batch(&add_column_sql(schema, column)).map_err(fail)?,
+            Some((_, declared)) if Kind::of_sqlite(declared) != Kind::of_sqlite(&column.declared_type) => {
+                return Err(Error::conflict(format!(
+                    "column {} of target table {} is {declared} and should be {}, which SQLite cannot change; to copy the \
+                     table anew: tidemill sync run FILE --recopy {}",
+                    column.name, schema.name, column.declared_type, schema.name
+                )));
+            }
+            Some(_) => {}
         }
     }
     Ok(())

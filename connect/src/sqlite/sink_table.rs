@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::value::{identifier, sqlite_error};
-use crate::change::TableSchema;
+use crate::change::{Column, TableSchema};
 use crate::{Error, Result};
 
 /// The statement that makes a target table.
@@ -79,6 +79,22 @@ pub(super) fn upsert_sql(schema: &TableSchema) -> String {
         key.join(", "),
         set.join(", ")
     )
+}
+
+/// Updates some columns of the row of a key.
+pub(super) fn update_sql(schema: &TableSchema, columns: &[usize]) -> String {
+    let name = |i: &usize| identifier(&schema.columns[*i].name);
+    let equal = |(place, i): (usize, &usize)| format!("{} = ?{}", name(i), place + 1);
+    let set: Vec<String> = columns.iter().enumerate().map(equal).collect();
+    let key = schema.key_columns();
+    let condition: Vec<String> = key.iter().enumerate().map(|(place, i)| equal((place + columns.len(), i))).collect();
+    format!("UPDATE {} SET {} WHERE {}", identifier(&schema.name), set.join(", "), condition.join(" AND "))
+}
+
+/// Adds a column to a table that has rows, so it may be NULL.
+pub(super) fn add_column_sql(schema: &TableSchema, column: &Column) -> String {
+    let declared = type_name(&column.declared_type);
+    format!("ALTER TABLE {} ADD COLUMN {} {declared}", identifier(&schema.name), identifier(&column.name))
 }
 
 /// Deletes the row of a key.

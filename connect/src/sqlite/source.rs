@@ -22,6 +22,9 @@ use crate::{
     change::{Change, Op, Row, TableSchema},
     connector::{Copied, Polled, Sink, Source, TableState, TopicChanges},
     converter::TopicSchema,
+    diff::key_text,
+    translate::{Translation, check_names},
+    types::Dialect,
 };
 
 const MAX_ROWS: usize = 2_000;
@@ -383,16 +386,27 @@ impl Sink for Target {
     }
 
     async fn check(&mut self, tables: &[TopicSchema]) -> Result<()> {
+        check_names(tables, Dialect::Sqlite)?;
         let tables = named(tables);
         blocking(&mut self.sink, move |sink| sink.check_targets(&tables)).await
     }
 
-    async fn put(&mut self, mut changes: Vec<TopicChanges>, next_offsets: Vec<(String, i64)>) -> Result<()> {
+    async fn put(&mut self, changes: Vec<TopicChanges>, next_offsets: Vec<(String, i64)>) -> Result<()> {
         blocking(&mut self.sink, move |sink| {
-            let rows: Vec<_> = changes.iter_mut().map(|c| std::mem::take(&mut c.changes)).collect();
-            let named = changes.iter().map(|c| &c.schema).zip(rows);
-            let changes: Vec<_> =
-                named.map(|(schema, rows)| (schema.topic.as_str(), &schema.table, schema.copy_id(), rows)).collect();
+            let mut translated = Vec::with_capacity(changes.len());
+            for TopicChanges { schema, changes } in changes {
+                let translation = Translation::new(&schema, Dialect::Sqlite);
+                let changes = match schema.connector {
+                    Dialect::Sqlite => changes,
+                    _ => translate(&schema, &translation, changes)?,
+                };
+                translated.push((schema, translation, changes));
+            }
+            let rows: Vec<_> = translated.iter_mut().map(|(_, _, changes)| std::mem::take(changes)).collect();
+            let named = translated.iter().zip(rows).map(|((schema, translation, _), rows)| {
+                (schema.topic.as_str(), translation.table(), schema.copy_id(), rows)
+            });
+            let changes: Vec<_> = named.collect();
             let offsets: Vec<_> = next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)).collect();
             sink.apply(&changes, &offsets)
         })
@@ -400,6 +414,20 @@ impl Sink for Target {
     }
 }
 
+/// Changes of another database's table in SQLite's terms.
+fn translate(schema: &TopicSchema, translation: &Translation, mut changes: Vec<Change>) -> Result<Vec<Change>> {
+    for change in &mut changes {
+        let translated = translation
+            .key(change.key.clone())
+            .and_then(|key| Ok((key, change.after.take().map(|row| translation.row(row)).transpose()?)));
+        let (key, after) = translated
+            .map_err(|e| e.context(format!("topic {}, {}", schema.topic, key_text(&schema.table, &change.key))))?;
+        (change.key, change.after, change.before) = (key, after, None);
+    }
+    Ok(changes)
+}
+
 fn named(tables: &[TopicSchema]) -> Vec<(String, TableSchema)> {
-    tables.iter().map(|schema| (schema.topic.clone(), schema.table.clone())).collect()
+    let table = |schema: &TopicSchema| Translation::new(schema, Dialect::Sqlite).table().clone();
+    tables.iter().map(|schema| (schema.topic.clone(), table(schema))).collect()
 }

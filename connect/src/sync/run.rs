@@ -263,14 +263,6 @@ impl Runner<'_> {
         let shapes = source.tables();
         let tables = self.topics(from, &shapes).await?;
         let schemas = Schemas::load(&*self.session).await?;
-        let counts = shapes.iter().map(TableSchema::full_name).zip(from.row_counts(&shapes).await);
-        let states = source.states();
-        let done = |shape: &TableSchema| {
-            let name = shape.full_name();
-            states.iter().any(|state| state.table == name && state.copied == Copied::Done)
-        };
-        let complete: Vec<_> = shapes.iter().map(done).collect();
-        self.observer.started(&self.spec.name, &counts.collect::<Vec<_>>(), &complete);
         let rereads = source.rereads();
         let mut reconcilers = Vec::new();
         for schema in &tables {
@@ -282,6 +274,14 @@ impl Runner<'_> {
         writer.commit().await?;
         let mut source = source;
         source.commit().await?;
+        let counts = shapes.iter().map(TableSchema::full_name).zip(from.row_counts(&shapes).await);
+        let states = source.states();
+        let done = |shape: &TableSchema| {
+            let name = shape.full_name();
+            states.iter().any(|state| state.table == name && state.copied == Copied::Done)
+        };
+        let complete: Vec<_> = shapes.iter().map(done).collect();
+        self.observer.started(&self.spec.name, &counts.collect::<Vec<_>>(), &complete);
         let source_ended = Arc::new(AtomicBool::new(false));
         let drained = Arc::new(AtomicBool::new(false));
         let route = |schema: &TopicSchema| Route { schema: Arc::new(schema.clone()), next_offset: 0 };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::servers::cut::Wire;
 use crate::servers::judge::{self, Side};
 use crate::servers::load::{Ledger, Load, Op, Seen, Settings, TABLES, Target};
 use crate::servers::{Folder, MariaDb, Postgres};
@@ -87,6 +88,32 @@ fn a_load_goes_on_after_its_server_was_killed() {
     in_mariadb.wait_for(20);
     check(&in_postgres.stop(), |table| Side::Postgres(&postgres, "postgres", table));
     check(&in_mariadb.stop(), |table| Side::MariaDb(&mariadb, "d", table));
+}
+
+/// Where the answer to a commit is lost, the ledger must have the commit all the same, and once.
+#[test]
+fn a_load_knows_what_it_committed_when_its_wire_is_cut() {
+    let (postgres, mariadb) = (Postgres::shared(), MariaDb::shared());
+    let (in_postgres, in_mariadb) = (postgres.fresh_database(), mariadb.fresh_database());
+    let wires = [Wire::to(postgres.port()), Wire::to(mariadb.port())];
+    let targets = [Target::postgres(postgres, &in_postgres), Target::mariadb(mariadb, &in_mariadb)];
+    let loads: Vec<Load> = targets
+        .into_iter()
+        .zip(&wires)
+        .map(|(target, wire)| {
+            Load::start(target.through(wire.port()), Settings { seed: 23, rate: Some(200), ..Settings::default() })
+        })
+        .collect();
+    for round in 1..=6 {
+        for (load, wire) in loads.iter().zip(&wires) {
+            wire.cut_after(round * 97);
+            load.wait_for(5);
+        }
+    }
+    let ledgers: Vec<Ledger> = loads.into_iter().map(Load::stop).collect();
+    check(&ledgers[0], |table| Side::Postgres(postgres, &in_postgres, table));
+    check(&ledgers[1], |table| Side::MariaDb(mariadb, &in_mariadb, table));
+    assert!(wires.iter().all(|wire| wire.accepted() > 6));
 }
 
 #[test]

@@ -4,13 +4,13 @@ use std::{
     io::IsTerminal,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
-use tidemill_connect::sync::run::Observer;
+use tidemill_connect::sync::{parked::ParkedKey, run::Observer};
 use tidemill_core::Error;
 
 use super::count;
@@ -35,6 +35,7 @@ struct Shown {
     started: Instant,
     following: AtomicBool,
     waiting: Mutex<String>,
+    parked: AtomicUsize,
 }
 
 /// The progress of one sync.
@@ -63,6 +64,7 @@ impl Progress {
             started: Instant::now(),
             following: AtomicBool::new(false),
             waiting: Mutex::default(),
+            parked: AtomicUsize::new(0),
         });
         self.all.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&shown));
         SyncProgress { shown, once: self.once }
@@ -125,10 +127,11 @@ impl Shown {
 }
 
 impl Observer for SyncProgress {
-    fn started(&self, sync: &str, tables: &[(String, u64)], _: &[bool]) {
+    fn started(&self, sync: &str, tables: &[(String, u64)], complete: &[bool]) {
         let shown = &self.shown;
         *shown.tables.lock().unwrap_or_else(PoisonError::into_inner) = tables.to_vec();
-        shown.unfinished.store(tables.len() as u64, Ordering::Relaxed);
+        let unfinished = complete.iter().filter(|complete| !**complete).count();
+        shown.unfinished.store(unfinished as u64, Ordering::Relaxed);
         let rows: u64 = tables.iter().map(|(_, rows)| rows).sum();
         if rows > 0 {
             shown.bar.set_style(style("{prefix} {bar:30} {pos}/{len} rows {rate} {left} {msg}"));
@@ -195,6 +198,23 @@ impl Observer for SyncProgress {
             last.clone_from(&text);
             drop(last);
             self.shown.line(&format!("{}: waiting: {text}", self.shown.name()));
+        }
+    }
+
+    fn parked(&self, keys: &[ParkedKey]) {
+        let shown = &self.shown;
+        let before = shown.parked.swap(keys.len(), Ordering::Relaxed);
+        let newest = keys.iter().max_by_key(|key| key.since_ms);
+        match newest.filter(|_| keys.len() > before) {
+            Some(newest) => {
+                let all = count(keys.len() as u64, "row");
+                let ParkedKey { key, topic, cause, .. } = newest;
+                shown.line(&format!("{}: {all} parked, the newest {key} of {topic}: {cause}", shown.name()));
+            }
+            None if keys.is_empty() && before > 0 => {
+                shown.line(&format!("{}: no row is parked any more", shown.name()))
+            }
+            None => {}
         }
     }
 }

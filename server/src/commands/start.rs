@@ -7,12 +7,12 @@ use tidemill_core::Error;
 use super::stop_signal;
 use crate::{
     cli::{HTTP_DEFAULT, Start},
-    node::Node,
+    node::{Node, SERVER_COMMAND},
 };
 
 pub async fn run(command: Start) -> anyhow::Result<ExitCode> {
     let mut stop = stop_signal()?;
-    let node = Node::own(&command.log.data_dir, "start").await?;
+    let node = Node::own(&command.log.data_dir, SERVER_COMMAND).await?;
     let asked = command.listen.as_deref();
     match node.listen(asked.unwrap_or(HTTP_DEFAULT)).await {
         Ok(address) => {

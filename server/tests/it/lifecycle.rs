@@ -17,7 +17,7 @@ fn status(folder: &Folder, wanted: impl Fn(&Json) -> bool) -> Json {
     let mut seen = Json::Null;
     let found = poll(PATIENCE, || {
         let done = folder.run(&[&["sync", "status", "-o", "json"], &DATA[..]].concat());
-        seen = serde_json::from_str(&done.stdout).ok()?;
+        seen = serde_json::from_str(&done.out).ok()?;
         wanted(&seen[0]).then_some(())
     });
     assert!(found.is_some(), "{seen}");
@@ -46,7 +46,7 @@ fn a_server_runs_the_syncs_that_are_applied() {
     folder.sql("source.db", &["insert into t values (2,'bad')", "insert into t values (3,'c')"]);
     let degraded = status(&folder, in_state("degraded"));
     assert_eq!(degraded["parked"][0]["key"], r#"{"id":2}"#);
-    let shown = folder.run(&[&["sync", "status", "s.toml"], &DATA[..]].concat()).fails(1, &[]).stdout;
+    let shown = folder.run(&[&["sync", "status", "s.toml"], &DATA[..]].concat()).fails(1, &[]).out;
     for part in ["sync s: DEGRADED", "t: in step", r#"parked: '{"id":2}' of s.t"#, "CHECK constraint failed"] {
         assert!(shown.contains(part), "{shown}");
     }
@@ -59,7 +59,7 @@ fn a_server_runs_the_syncs_that_are_applied() {
     let running = server(&folder);
     status(&folder, in_state("degraded"));
     folder.sql("source.db", &["update t set v = 'good' where id = 2"]);
-    assert!(poll(PATIENCE, || folder.run(&retry).stdout.contains("released").then_some(())).is_some());
+    assert!(poll(PATIENCE, || folder.run(&retry).out.contains("released").then_some(())).is_some());
     status(&folder, in_state("following"));
     folder.run(&["sync", "verify", "s.toml"]).ok();
 
@@ -83,7 +83,8 @@ fn a_plan_makes_nothing() {
     folder.sync_file("s");
     folder.sql("source.db", &["create table t (id integer primary key, v numeric(10,2))"]);
     let plan = folder.run(&["sync", "plan", "s.toml"]).ok();
-    for part in ["triggers _tm_* at t", "t from t through topic s.t", "id (key)", "-> numeric(10,2)", "nothing is lost"] {
+    for part in ["triggers _tm_* at t", "t from t through topic s.t", "id (key)", "-> numeric(10,2)", "nothing is lost"]
+    {
         assert!(plan.contains(part), "{plan}");
     }
     assert!(!folder.path("replica.db").exists());

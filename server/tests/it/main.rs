@@ -8,5 +8,9 @@ mod kill9;
 mod ledger;
 mod lifecycle;
 mod one_owner;
+mod pairs;
 mod readme;
+mod rounds;
+#[path = "../../../connect/tests/it/servers/mod.rs"]
+mod servers;
 mod support;

@@ -20,15 +20,20 @@ pub const TIDEMILL: &str = env!("CARGO_BIN_EXE_tidemill");
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A folder that goes when the test ends.
-pub struct Folder(PathBuf);
+pub struct Folder(PathBuf, Vec<(String, String)>);
 
 impl Folder {
     pub fn new() -> Self {
+        Self::with_env(&[])
+    }
+
+    /// With variables that its programs see.
+    pub fn with_env(env: &[(&str, &str)]) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("tidemill-it-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(path, env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -65,6 +70,7 @@ impl Folder {
     pub fn start_program(&self, program: &str, args: &[&str]) -> Running {
         let mut command = Command::new(program);
         command.args(args).current_dir(&self.0).env("HOME", &self.0).env("PATH", path_with_binary());
+        command.envs(self.1.iter().map(|(name, value)| (name, value)));
         for name in ["TIDEMILL__DATA_DIR", "TIDEMILL__SERVER", "TIDEMILL_LOG"] {
             command.env_remove(name);
         }

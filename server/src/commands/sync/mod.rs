@@ -212,7 +212,8 @@ async fn forget(file: &Path, force: bool, log: &Owned) -> anyhow::Result<ExitCod
     let node = match Node::open(&log.data_dir, &format!("sync rm {}", file.display())).await? {
         Ok(node) => node,
         // A server that runs the syncs removes them itself.
-        Err(_) => return served::remove(&specs, force, log).await,
+        Err(owner) if owner.is_server() => return served::remove(&specs, force, log).await,
+        Err(owner) => return Err(owner.refusal(&log.data_dir).into()),
     };
     let result = async {
         for spec in &specs {

@@ -53,32 +53,41 @@ pub enum Dialect {
 /// A database to write to. It stays right over restarts, which keep the port.
 pub struct Target {
     pub(super) dialect: Dialect,
-    client: Box<dyn Fn() -> Command + Send>,
+    /// Of the server, or of a wire to it.
+    port: u16,
+    client: Box<dyn Fn(u16) -> Command + Send>,
 }
 
 impl Target {
     pub fn postgres(server: &Postgres, db: &str) -> Self {
-        let (port, db) = (server.port(), db.to_owned());
-        Self { dialect: Dialect::Postgres, client: Box::new(move || Postgres::plain_client(port, ADMIN, &db)) }
+        let db = db.to_owned();
+        let client = move |port| Postgres::plain_client(port, ADMIN, &db);
+        Self { dialect: Dialect::Postgres, port: server.port(), client: Box::new(client) }
     }
 
     pub fn mariadb(server: &MariaDb, db: &str) -> Self {
-        let (port, db) = (server.port(), db.to_owned());
-        Self { dialect: Dialect::MariaDb, client: Box::new(move || MariaDb::plain_client(port, ADMIN, &db)) }
+        let db = db.to_owned();
+        let client = move |port| MariaDb::plain_client(port, ADMIN, &db);
+        Self { dialect: Dialect::MariaDb, port: server.port(), client: Box::new(client) }
     }
 
     pub fn sqlite(path: &Path) -> Self {
         let path = path.to_owned();
-        let client = move || {
+        let client = move |_| {
             let mut command = Command::new("sqlite3");
             command.args(["-batch", "-bail", "-cmd", ".timeout 30000"]).arg(&path);
             command
         };
-        Self { dialect: Dialect::Sqlite, client: Box::new(client) }
+        Self { dialect: Dialect::Sqlite, port: 0, client: Box::new(client) }
+    }
+
+    /// Writes by way of another port, which leads to the server.
+    pub fn through(self, port: u16) -> Self {
+        Self { port, ..self }
     }
 
     pub(super) fn client(&self) -> Command {
-        (self.client)()
+        (self.client)(self.port)
     }
 }
 

@@ -1,0 +1,438 @@
+//! Applies changes to tables of MariaDB and MySQL. Rows and positions are one transaction of the target, so each change
+//! counts once.
+//!
+//! Statements that make or change tables end a transaction there, so they come before it; each can be repeated. Tables
+//! are InnoDB's: other engines have no transactions, and are refused. `INSERT .. ON DUPLICATE KEY UPDATE` overwrites the
+//! row of any unique index, not only the key's: a table with another unique index is written row by row, in the log's
+//! order.
+//!
+//! # Durability
+//!
+//! When [`Sink::put`] returns, the transaction is committed; that it is on the disk needs
+//! `innodb_flush_log_at_trx_commit = 1`, the server's default, which preflight looks at.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use mysql_async::{Conn, prelude::Queryable};
+
+use super::{
+    endpoint::{MysqlServer, connect},
+    sink_table::{self as table, Prepared},
+    sink_write::{self as write, literal, refused, run},
+};
+use crate::{
+    Error, Result,
+    connector::{Finding, Sink, SinkConnector, SourceConnector, TableReader, TopicChanges},
+    converter::TopicSchema,
+    endpoint::Server,
+    target::{
+        Existing, POSITIONS, fold,
+        ledger::{Ledger, Stored, Turn},
+        refuse_tables,
+    },
+    translate::{Translation, check_names},
+    types::Dialect,
+};
+
+/// A sync's target in MariaDB or MySQL.
+pub struct MysqlSink {
+    server: Server,
+    ledger: Ledger,
+    /// Gone after an error.
+    session: Option<Session>,
+}
+
+/// A connection, and what is known of the server's tables on it.
+pub(super) struct Session {
+    pub(super) conn: Conn,
+    /// The collation that compares byte by byte, spaces at the end too.
+    collation: &'static str,
+    /// Bytes of a statement that the server takes.
+    pub(super) max_packet: usize,
+    /// By the schema's number.
+    prepared: HashMap<u64, Arc<Prepared>>,
+    /// Whether a table got nothing but new rows since it was made, by topic.
+    pub(super) filling: HashMap<String, bool>,
+}
+
+impl Session {
+    async fn open(server: &Server) -> Result<Self> {
+        let mut conn = connect(server).await?;
+        let maria = is_mariadb(&mut conn).await?;
+        let doing = "prepare a session";
+        run(&mut conn, doing, "SET SESSION innodb_lock_wait_timeout = 10").await?;
+        if maria {
+            // Beyond a limit MariaDB makes a subquery of an IN list, and reads the whole table for it.
+            run(&mut conn, doing, "SET SESSION in_predicate_conversion_threshold = 0").await?;
+        }
+        let packet: Option<u64> = first(&mut conn, doing, "SELECT @@max_allowed_packet").await?;
+        let collations = "SELECT COLLATION_NAME FROM information_schema.COLLATIONS WHERE COLLATION_NAME IN \
+                          ('utf8mb4_nopad_bin', 'utf8mb4_0900_bin')";
+        let collation: Option<String> = first(&mut conn, doing, collations).await?;
+        let collation = match collation.as_deref() {
+            Some("utf8mb4_nopad_bin") => "utf8mb4_nopad_bin",
+            Some("utf8mb4_0900_bin") => "utf8mb4_0900_bin",
+            _ => "utf8mb4_bin",
+        };
+        let max_packet = usize::try_from(packet.unwrap_or(1 << 20)).unwrap_or(1 << 20);
+        Ok(Self { conn, collation, max_packet, prepared: HashMap::new(), filling: HashMap::new() })
+    }
+}
+
+async fn is_mariadb(conn: &mut Conn) -> Result<bool> {
+    let version: Option<String> = first(conn, "prepare a session", "SELECT VERSION()").await?;
+    Ok(version.is_some_and(|version| version.contains("MariaDB")))
+}
+
+/// The first value of a query.
+pub(super) async fn first<T>(conn: &mut Conn, doing: &str, sql: &str) -> Result<Option<T>>
+where
+    T: mysql_async::prelude::FromRow + Send + 'static,
+{
+    conn.query_first(sql).await.map_err(|e| refused(doing, &e))
+}
+
+impl MysqlSink {
+    async fn open(server: &Server, sync: &str, log_id: &str) -> Result<Self> {
+        let mut sink = Self { server: server.clone(), ledger: Ledger::new(sync, log_id), session: None };
+        let mut session = Session::open(&sink.server).await?;
+        let rows = stored(&mut session.conn, sync, false).await?.unwrap_or_default();
+        sink.ledger.check_owner(&sink.target(), &rows)?;
+        sink.session = Some(session);
+        Ok(sink)
+    }
+
+    fn target(&self) -> String {
+        format!("mysql://{}", self.server)
+    }
+
+    async fn session(&mut self) -> Result<Session> {
+        match self.session.take() {
+            Some(session) => Ok(session),
+            None => Session::open(&self.server).await,
+        }
+    }
+
+    /// Makes the tables, then applies in one transaction. The session is of no use after an error.
+    async fn apply(
+        &mut self,
+        session: &mut Session,
+        changes: Vec<TopicChanges>,
+        next_offsets: &[(String, i64)],
+    ) -> Result<()> {
+        let target = self.target();
+        let mut known: HashMap<String, Stored> = HashMap::new();
+        let unprepared = changes.iter().any(|changes| !session.prepared.contains_key(&changes.schema.id));
+        if unprepared {
+            let rows = match stored(&mut session.conn, self.ledger.sync(), false).await? {
+                Some(rows) => rows,
+                None => {
+                    make_positions(&mut session.conn).await?;
+                    Vec::new()
+                }
+            };
+            // Who may not write the positions may not change the tables either.
+            if self.ledger.begin(&target, &rows, next_offsets)? == Turn::Done {
+                self.ledger.committed(next_offsets);
+                return Ok(());
+            }
+            known = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
+            for changes in &changes {
+                self.prepare(session, &mut known, &changes.schema).await?;
+            }
+        }
+        run(&mut session.conn, "begin", "START TRANSACTION").await?;
+        let rows = stored(&mut session.conn, self.ledger.sync(), true).await?.unwrap_or_default();
+        let generation = match self.ledger.begin(&target, &rows, next_offsets)? {
+            Turn::Done => {
+                run(&mut session.conn, "roll back", "ROLLBACK").await?;
+                self.ledger.committed(next_offsets);
+                return Ok(());
+            }
+            Turn::Apply { generation } => generation,
+        };
+        let mut rows: HashMap<String, Stored> = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
+        for (topic, row) in known {
+            let next_offset = rows.get(&topic).map_or(0, |row| row.next_offset);
+            rows.insert(topic, Stored { next_offset, ..row });
+        }
+        for TopicChanges { schema, changes } in changes {
+            let Some(prepared) = session.prepared.get(&schema.id).map(Arc::clone) else {
+                return Err(Error::internal("a table is prepared before its changes"));
+            };
+            if changes.is_empty() {
+                continue;
+            }
+            let steps = fold::steps(&schema, &prepared.translation, changes)?;
+            write::apply(session, &schema, &prepared, steps).await?;
+        }
+        self.write_positions(session, &rows, next_offsets, generation).await?;
+        self.ledger.committing(next_offsets);
+        run(&mut session.conn, "commit", "COMMIT").await?;
+        self.ledger.committed(next_offsets);
+        Ok(())
+    }
+
+    /// Makes the topic's table be there with this schema.
+    async fn prepare(
+        &self,
+        session: &mut Session,
+        rows: &mut HashMap<String, Stored>,
+        schema: &TopicSchema,
+    ) -> Result<()> {
+        if session.prepared.contains_key(&schema.id) {
+            return Ok(());
+        }
+        let translation = Translation::new(schema, Dialect::Mysql);
+        let wanted = translation.table().clone();
+        let conn = &mut session.conn;
+        let (copy, own) = (schema.copy_id().cast_signed(), schema.id.cast_signed());
+        let stored = rows.get(&schema.topic);
+        let ours = stored.is_some_and(|row| row.copy.is_some());
+        let mut applied = stored.and_then(|row| row.schema).unwrap_or(own);
+        let mut filling = false;
+        if ours && stored.and_then(|row| row.copy) == Some(copy) && table::inspect(conn, &wanted).await?.is_some() {
+            if applied < own {
+                table::evolve(conn, &wanted).await?;
+                applied = own;
+            }
+        } else {
+            if !ours {
+                check_tables(conn, &self.target(), &[(schema.topic.clone(), translation.clone())], &[]).await?;
+            } else {
+                table::drop_table(conn, &wanted).await?;
+            }
+            table::create(conn, &wanted, session.collation).await?;
+            (filling, applied) = (true, own);
+        }
+        let row = Stored {
+            topic: schema.topic.clone(),
+            log_id: self.ledger.log_id().to_owned(),
+            next_offset: stored.map_or(0, |row| row.next_offset),
+            copy: Some(copy),
+            schema: Some(applied),
+            generation: 0,
+        };
+        rows.insert(schema.topic.clone(), row);
+        let prepared = Arc::new(table::prepare(conn, translation).await?);
+        session.filling.entry(schema.topic.clone()).or_insert(filling);
+        session.prepared.insert(schema.id, prepared);
+        Ok(())
+    }
+
+    async fn write_positions(
+        &self,
+        session: &mut Session,
+        rows: &HashMap<String, Stored>,
+        next_offsets: &[(String, i64)],
+        generation: i64,
+    ) -> Result<()> {
+        let mut next: BTreeMap<&str, i64> = rows.values().map(|row| (row.topic.as_str(), row.next_offset)).collect();
+        next.extend(next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)));
+        let (sync, log_id) = (literal(self.ledger.sync()), literal(self.ledger.log_id()));
+        let number = |number: Option<i64>| number.map_or("NULL".into(), |number| number.to_string());
+        let values = next.into_iter().map(|(topic, offset)| {
+            let row = rows.get(topic);
+            let (copy, schema) = (row.and_then(|row| row.copy), row.and_then(|row| row.schema));
+            let (topic, copy, schema) = (literal(topic), number(copy), number(schema));
+            format!("({sync},{log_id},{topic},{offset},{copy},{schema},{generation})")
+        });
+        let values = values.collect::<Vec<_>>().join(",");
+        if values.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
+            "INSERT INTO {POSITIONS} (sync, log_id, topic, next_offset, `schema`, `columns`, generation) VALUES {values} \
+             ON DUPLICATE KEY UPDATE next_offset = VALUES(next_offset), `schema` = VALUES(`schema`), \
+             `columns` = VALUES(`columns`), generation = VALUES(generation)"
+        );
+        run(&mut session.conn, "write the target's positions", sql).await
+    }
+}
+
+#[async_trait]
+impl Sink for MysqlSink {
+    async fn positions(&mut self) -> Result<BTreeMap<String, i64>> {
+        let mut session = self.session().await?;
+        let rows = stored(&mut session.conn, self.ledger.sync(), false).await?.unwrap_or_default();
+        self.session = Some(session);
+        self.ledger.check_owner(&self.target(), &rows)?;
+        Ok(self.ledger.read(&rows))
+    }
+
+    async fn check(&mut self, tables: &[TopicSchema]) -> Result<()> {
+        check_names(tables, Dialect::Mysql)?;
+        let mut session = self.session().await?;
+        let rows = stored(&mut session.conn, self.ledger.sync(), false).await?.unwrap_or_default();
+        let tables: Vec<_> = tables.iter().map(|s| (s.topic.clone(), Translation::new(s, Dialect::Mysql))).collect();
+        let checked = check_tables(&mut session.conn, &self.target(), &tables, &rows).await;
+        self.session = Some(session);
+        checked
+    }
+
+    async fn put(&mut self, changes: Vec<TopicChanges>, next_offsets: Vec<(String, i64)>) -> Result<()> {
+        let mut session = self.session().await?;
+        let applied = self.apply(&mut session, changes, &next_offsets).await;
+        if applied.is_ok() {
+            self.session = Some(session);
+        }
+        applied.map_err(|error| error.context(format!("apply to target {}", self.target())))
+    }
+}
+
+/// Refuses tables that hold rows of others, or are empty but of another shape.
+async fn check_tables(
+    conn: &mut Conn,
+    target: &str,
+    tables: &[(String, Translation)],
+    stored: &[Stored],
+) -> Result<()> {
+    let (mut filled, mut unfit) = (Vec::new(), Vec::new());
+    for (topic, translation) in tables {
+        if stored.iter().any(|row| row.topic == *topic && row.copy.is_some()) {
+            continue;
+        }
+        let wanted = translation.table();
+        match table::state(conn, wanted).await? {
+            Existing::No => {}
+            Existing::WithRows => filled.push(wanted.full_name()),
+            Existing::Empty => {
+                if let Some(why) = table::unfit(conn, wanted).await? {
+                    unfit.push(format!("{} ({why})", wanted.full_name()));
+                }
+            }
+        }
+    }
+    refuse_tables(target, &filled, &unfit)
+}
+
+/// The sync's rows of the table of positions, locked where asked; `None` without the table.
+pub(super) async fn stored(conn: &mut Conn, sync: &str, lock: bool) -> Result<Option<Vec<Stored>>> {
+    let doing = "read the target's positions";
+    let exists = format!(
+        "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = '{POSITIONS}'"
+    );
+    let exists: Option<u8> = first(conn, doing, &exists).await?;
+    if exists.is_none() {
+        return Ok(None);
+    }
+    let lock = if lock { "FOR UPDATE" } else { "" };
+    let sql = format!(
+        "SELECT topic, log_id, next_offset, `schema`, `columns`, generation FROM {POSITIONS} WHERE sync = {} {lock}",
+        literal(sync)
+    );
+    type Cells = (String, String, i64, Option<i64>, Option<i64>, i64);
+    let rows: Vec<Cells> = conn.query(sql).await.map_err(|e| refused(doing, &e))?;
+    let row = |(topic, log_id, next_offset, copy, schema, generation): Cells| Stored {
+        topic,
+        log_id,
+        next_offset,
+        copy,
+        schema,
+        generation,
+    };
+    Ok(Some(rows.into_iter().map(row).collect()))
+}
+
+async fn make_positions(conn: &mut Conn) -> Result<()> {
+    // A key of InnoDB has at most 3072 bytes, of which a character of ours takes one: names are compared byte by byte.
+    let sql = format!(
+        "CREATE TABLE IF NOT EXISTS {POSITIONS} (sync varchar(128) NOT NULL, log_id varchar(128) NOT NULL, \
+         topic varchar(512) NOT NULL, next_offset bigint NOT NULL, `schema` bigint, `columns` bigint, \
+         generation bigint NOT NULL, PRIMARY KEY (sync, topic)) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 \
+         COLLATE = utf8mb4_bin"
+    );
+    run(conn, "make the table of positions", sql).await
+}
+
+#[async_trait]
+impl SinkConnector for MysqlServer {
+    fn dialect(&self) -> Dialect {
+        Dialect::Mysql
+    }
+
+    async fn preflight(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<Vec<Finding>> {
+        super::sink_preflight::preflight(&self.server, sync, log_id, tables).await
+    }
+
+    async fn open(&self, sync: &str, log_id: &str) -> Result<Box<dyn Sink>> {
+        Ok(Box::new(MysqlSink::open(&self.server, sync, log_id).await?))
+    }
+
+    async fn replace(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<(Box<dyn Sink>, Vec<String>)> {
+        check_names(tables, Dialect::Mysql)?;
+        let mut conn = connect(&self.server).await?;
+        let known = stored(&mut conn, sync, false).await?.is_some();
+        // Dropping a table ends a transaction: whether all may go is looked at first, and positions go before tables.
+        for schema in tables.iter().filter(|_| known) {
+            give_up_rows_of_others(&mut conn, sync, log_id, schema, false).await?;
+        }
+        let mut present = Vec::new();
+        for schema in tables {
+            let table = Translation::new(schema, Dialect::Mysql).table().clone();
+            if table::state(&mut conn, &table).await? != Existing::No {
+                present.push(table);
+            }
+        }
+        if known {
+            for schema in tables {
+                give_up_rows_of_others(&mut conn, sync, log_id, schema, true).await?;
+            }
+            let forget = format!("DELETE FROM {POSITIONS} WHERE sync = {}", literal(sync));
+            run(&mut conn, "forget the sync's positions", forget).await?;
+        }
+        for table in &present {
+            table::drop_table(&mut conn, table).await?;
+        }
+        let dropped = present.iter().map(|table| table.name.clone()).collect();
+        Ok((Box::new(MysqlSink::open(&self.server, sync, log_id).await?), dropped))
+    }
+
+    async fn forget(&self, sync: &str, log_id: &str) -> Result<Option<String>> {
+        let target = format!("mysql://{}", self.server);
+        let mut conn = connect(&self.server).await?;
+        let doing = "forget the sync's positions";
+        let Some(rows) = stored(&mut conn, sync, false).await? else { return Ok(None) };
+        Ledger::new(sync, log_id).check_owner(&target, &rows)?;
+        run(&mut conn, doing, format!("DELETE FROM {POSITIONS} WHERE sync = {}", literal(sync))).await?;
+        let left: Option<u8> = first(&mut conn, doing, &format!("SELECT 1 FROM {POSITIONS} LIMIT 1")).await?;
+        if left.is_none() {
+            run(&mut conn, doing, format!("DROP TABLE {POSITIONS}")).await?;
+        }
+        Ok(Some(format!("target {target}: positions removed, its tables stay")))
+    }
+
+    async fn reader(&self) -> Result<Box<dyn TableReader>> {
+        SourceConnector::reader(self).await
+    }
+}
+
+/// Refuses where another sync of this log writes a table that is about to go; if `forget`, forgets that syncs of other
+/// logs did.
+async fn give_up_rows_of_others(
+    conn: &mut Conn,
+    sync: &str,
+    log_id: &str,
+    schema: &TopicSchema,
+    forget: bool,
+) -> Result<()> {
+    let doing = "read the target's positions";
+    let suffix = literal(schema.topic.strip_prefix(sync).unwrap_or(&schema.topic));
+    let others = format!("FROM {POSITIONS} WHERE sync <> {} AND topic = CONCAT(sync, {suffix})", literal(sync));
+    let sql = format!("SELECT sync {others} AND log_id = {} LIMIT 1", literal(log_id));
+    let other: Option<String> = first(conn, doing, &sql).await?;
+    if let Some(other) = other {
+        return Err(Error::conflict(format!(
+            "target table {} is written by sync {other} of this log: remove that one first",
+            schema.table.full_name()
+        )));
+    }
+    match forget {
+        true => run(conn, doing, format!("DELETE {others}")).await,
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,146 @@
+//! The connection over which the server sends its binlog.
+
+use std::{
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, StreamExt};
+use mysql_async::{
+    BinlogStream, BinlogStreamRequest, Conn,
+    prelude::{FromRow, Queryable},
+};
+
+use super::{
+    binlog::event::{self, Event},
+    catalog::check,
+    endpoint::{connect, driver_error},
+    position::{Flavour, Head, Place},
+    stop::Stop,
+};
+use crate::{Error, ErrorKind, Result, endpoint::Server};
+
+/// The server tells this often that it is there while nothing happens; also how soon a follower knows how far it is.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+/// A server that says nothing for so long is not there.
+const SILENCE: Duration = Duration::from_secs(30);
+/// The error of a server that cannot send from where it was asked to.
+const CANNOT_SEND: u16 = 1236;
+
+/// Events, from a position on.
+pub struct Stream {
+    events: BinlogStream,
+    file: String,
+    position: u64,
+    heard: Instant,
+}
+
+impl Stream {
+    /// Asks the server to send what follows a position, after checking that it is the same server.
+    ///
+    /// # Errors
+    /// `Conflict` where the server is another one, was restored or no longer has the position.
+    pub async fn open(server: &Server, head: &Head, replica: u32) -> Result<Self> {
+        let mut conn = connect(server).await?;
+        check(&mut conn, head).await?;
+        let nanos = HEARTBEAT.as_nanos();
+        run(&mut conn, &format!("SET @master_heartbeat_period = {nanos}, @source_heartbeat_period = {nanos}")).await?;
+        run(&mut conn, "SET SESSION net_write_timeout = 600").await?;
+        let request = BinlogStreamRequest::new(replica);
+        let request = match head.flavour {
+            Flavour::Mariadb => {
+                // GTIDs consist of numbers and signs between them.
+                let gtid: String = head.gtid.chars().filter(|c| c.is_ascii_digit() || matches!(c, '-' | ',')).collect();
+                run(&mut conn, "SET @mariadb_slave_capability = 4").await?;
+                run(&mut conn, &format!("SET @slave_connect_state = '{gtid}'")).await?;
+                run(&mut conn, "SET @slave_gtid_strict_mode = 1, @slave_gtid_ignore_duplicates = 0").await?;
+                request
+            }
+            Flavour::Mysql if !head.gtid.is_empty() => {
+                let sids = head.gtid.split(',').map(|part| part.trim().parse());
+                let sids: Result<Vec<_>, _> = sids.collect();
+                let sids = sids.map_err(|_| Error::internal(format!("{:?} is no set of GTIDs", head.gtid)))?;
+                request.with_gtid().with_gtid_set(sids)
+            }
+            Flavour::Mysql => request.with_filename(head.file.as_bytes()).with_pos(head.position),
+        };
+        let events = Box::pin(conn.get_binlog_stream(request)).await.map_err(|e| sending_error(&e))?;
+        Ok(Self { events, file: head.file.clone(), position: 4, heard: Instant::now() })
+    }
+
+    /// How far the server is known to be read.
+    pub fn place(&self) -> Place {
+        Place::new(&self.file, self.position)
+    }
+
+    /// The same, as the server counts.
+    pub fn file_and_position(&self) -> (&str, u64) {
+        (&self.file, self.position)
+    }
+
+    /// The next event; `None` where none came in time. Without a time, only one that is here already.
+    ///
+    /// # Errors
+    /// `Unavailable` where the connection broke, `Conflict` where the server cannot send.
+    pub async fn next(&mut self, wait: Duration) -> Result<Option<Event>> {
+        // The driver's reader of events may panic on damage; it is given up then.
+        let next = AssertUnwindSafe(self.events.next()).catch_unwind();
+        let next = match wait.is_zero() {
+            true => next.now_or_never(),
+            false => tokio::time::timeout(wait, next).await.ok(),
+        };
+        let Some(next) = next else {
+            if self.heard.elapsed() > SILENCE {
+                let silence = SILENCE.as_secs();
+                return Err(Error::unavailable(format!("the server said nothing for {silence} s")));
+            }
+            return Ok(None);
+        };
+        let next = next.map_err(|_| Error::unavailable("the server sent what is no event"))?;
+        let event = next.ok_or_else(|| Error::unavailable("the server ended the binlog's connection"))?;
+        let event = event.map_err(|e| sending_error(&e))?;
+        self.heard = Instant::now();
+        let header = event.header();
+        let read = event::read(header.event_type_raw(), header.server_id(), event.data())?;
+        match &read {
+            Event::Rotate { file, position } if *file == self.file => self.position = self.position.max(*position),
+            Event::Rotate { file, position } => (self.file, self.position) = (file.clone(), *position),
+            Event::Heartbeat { file } if *file != self.file => {}
+            _ => self.advance(header.log_pos()),
+        }
+        Ok(Some(read))
+    }
+
+    /// An event ends at a position, of which it has 32 bits; none where the server made it up.
+    fn advance(&mut self, log_pos: u32) {
+        let wrapped = self.position & !u64::from(u32::MAX) | u64::from(log_pos);
+        let next = if wrapped + (1 << 31) < self.position { wrapped + (1 << 32) } else { wrapped };
+        if log_pos != 0 {
+            self.position = self.position.max(next);
+        }
+    }
+}
+
+fn sending_error(error: &mysql_async::Error) -> Error {
+    match error {
+        mysql_async::Error::Server(refused) if refused.code == CANNOT_SEND => {
+            Stop::Purged(refused.message.to_string()).into()
+        }
+        // What cannot be read now can be after a new connection.
+        mysql_async::Error::Io(_) => Error::unavailable(driver_error(error).message().to_owned()),
+        other => {
+            let error = driver_error(other);
+            if error.kind() == ErrorKind::Internal { Error::unavailable(error.message().to_owned()) } else { error }
+        }
+    }
+}
+
+/// Runs a statement.
+pub async fn run(conn: &mut Conn, sql: &str) -> Result<()> {
+    conn.query_drop(sql).await.map_err(|e| driver_error(&e))
+}
+
+/// The rows of a query of plain values.
+pub async fn query<T: FromRow + Send + 'static>(conn: &mut Conn, sql: &str) -> Result<Vec<T>> {
+    conn.query(sql).await.map_err(|e| driver_error(&e))
+}

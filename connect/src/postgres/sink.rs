@@ -1,0 +1,391 @@
+//! Applies changes to tables of PostgreSQL. Rows and positions are one transaction of the target, so each change counts
+//! once.
+//!
+//! A batch is folded to the last change of each key, copied into a temporary table and merged from there; the first rows
+//! of a table that is known to be empty are copied into it as they are. Where a unique index of the target refuses the
+//! merge (two rows that swap a value), the changes of that topic are applied one by one, in the log's order.
+//!
+//! # Durability
+//!
+//! When [`Sink::put`] returns, the server has flushed the transaction: `synchronous_commit` is `on`, or what the server
+//! says where that is more.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use sqlx::PgConnection;
+
+use super::{
+    endpoint::{PostgresServer, connect, execute, literal, postgres_error, query, query_one},
+    sink_table::{self as table, Prepared},
+    sink_write as write,
+};
+use crate::{
+    Error, ErrorKind, Result,
+    connector::{Finding, Sink, SinkConnector, SourceConnector, TableReader, TopicChanges},
+    converter::TopicSchema,
+    endpoint::Server,
+    target::{
+        Existing, POSITIONS, fold,
+        ledger::{Ledger, Stored, Turn},
+        refuse_tables,
+    },
+    translate::{Translation, check_names},
+    types::Dialect,
+};
+
+/// What a session that writes is told: commits are durable, a lock is not waited for without end, and keys are always
+/// looked up in the index (temporary tables have no statistics).
+const SETTINGS: &str = "SET lock_timeout = '10s'; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+                        SET client_min_messages = warning";
+
+/// A sync's target in PostgreSQL.
+pub struct PostgresSink {
+    server: Server,
+    ledger: Ledger,
+    /// Gone after an error: what it had prepared was rolled back.
+    session: Option<Session>,
+}
+
+/// A connection, and what was prepared on it.
+pub(super) struct Session {
+    pub(super) conn: PgConnection,
+    /// By the schema's number.
+    prepared: HashMap<u64, Arc<Prepared>>,
+    /// Tables that had no row when they were prepared and got only new ones since, by topic.
+    pub(super) filling: HashMap<String, bool>,
+    /// Schemas whose temporary tables hold rows of this transaction.
+    pub(super) staged: HashSet<u64>,
+}
+
+impl Session {
+    async fn open(server: &Server) -> Result<Self> {
+        let mut conn = connect(server).await?;
+        let doing = "prepare a session";
+        execute(&mut conn, doing, SETTINGS).await?;
+        let durable = query_one(&mut conn, doing, "SELECT current_setting('synchronous_commit')").await?;
+        if durable.as_deref() == Some("off") {
+            execute(&mut conn, doing, "SET synchronous_commit = on").await?;
+        }
+        Ok(Self { conn, prepared: HashMap::new(), filling: HashMap::new(), staged: HashSet::new() })
+    }
+}
+
+impl PostgresSink {
+    async fn open(server: &Server, sync: &str, log_id: &str) -> Result<Self> {
+        let mut sink = Self { server: server.clone(), ledger: Ledger::new(sync, log_id), session: None };
+        let target = sink.target();
+        let mut session = Session::open(&sink.server).await?;
+        let rows = stored(&mut session.conn, sync, false).await?.unwrap_or_default();
+        sink.ledger.check_owner(&target, &rows)?;
+        sink.session = Some(session);
+        Ok(sink)
+    }
+
+    fn target(&self) -> String {
+        format!("postgres://{}", self.server)
+    }
+
+    async fn session(&mut self) -> Result<Session> {
+        match self.session.take() {
+            Some(session) => Ok(session),
+            None => Session::open(&self.server).await,
+        }
+    }
+
+    /// Applies in one transaction. The session is of no use after an error.
+    async fn apply(
+        &mut self,
+        session: &mut Session,
+        changes: Vec<TopicChanges>,
+        next_offsets: &[(String, i64)],
+    ) -> Result<()> {
+        let target = self.target();
+        session.staged.clear();
+        execute(&mut session.conn, "begin", "BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        let rows = match stored(&mut session.conn, self.ledger.sync(), true).await? {
+            Some(rows) => rows,
+            None => {
+                make_positions(&mut session.conn).await?;
+                Vec::new()
+            }
+        };
+        let generation = match self.ledger.begin(&target, &rows, next_offsets)? {
+            Turn::Done => {
+                execute(&mut session.conn, "roll back", "ROLLBACK").await?;
+                self.ledger.committed(next_offsets);
+                return Ok(());
+            }
+            Turn::Apply { generation } => generation,
+        };
+        let mut rows: HashMap<String, Stored> = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
+        for TopicChanges { schema, changes } in changes {
+            let prepared = self.prepare(session, &mut rows, &schema).await?;
+            if changes.is_empty() {
+                continue;
+            }
+            let steps = fold::steps(&schema, &prepared.translation, changes)?;
+            write::apply(session, &schema, &prepared, steps).await?;
+        }
+        self.write_positions(session, &rows, next_offsets, generation).await?;
+        self.ledger.committing(next_offsets);
+        execute(&mut session.conn, "commit", "COMMIT").await?;
+        self.ledger.committed(next_offsets);
+        Ok(())
+    }
+
+    /// Makes the topic's table be there with this schema.
+    async fn prepare(
+        &self,
+        session: &mut Session,
+        rows: &mut HashMap<String, Stored>,
+        schema: &TopicSchema,
+    ) -> Result<Arc<Prepared>> {
+        if let Some(prepared) = session.prepared.get(&schema.id) {
+            return Ok(Arc::clone(prepared));
+        }
+        let translation = Translation::new(schema, Dialect::Postgres);
+        let wanted = translation.table().clone();
+        let conn = &mut session.conn;
+        // PostgreSQL has no unsigned integers: numbers of schemas are kept by their bits.
+        let (copy, own) = (schema.copy_id().cast_signed(), schema.id.cast_signed());
+        let stored = rows.get(&schema.topic);
+        let ours = stored.is_some_and(|row| row.copy.is_some());
+        let mut applied = stored.and_then(|row| row.schema).unwrap_or(own);
+        let mut filling = false;
+        if ours && stored.and_then(|row| row.copy) == Some(copy) && table::inspect(conn, &wanted).await?.is_some() {
+            if applied < own {
+                table::evolve(conn, &wanted).await?;
+                applied = own;
+            }
+        } else {
+            if !ours {
+                check_tables(conn, &self.target(), &[(schema.topic.clone(), translation.clone())], &[]).await?;
+            } else {
+                table::drop_table(conn, &wanted).await?;
+            }
+            table::create(conn, &wanted).await?;
+            (filling, applied) = (true, own);
+        }
+        let row = Stored {
+            topic: schema.topic.clone(),
+            log_id: self.ledger.log_id().to_owned(),
+            next_offset: stored.map_or(0, |row| row.next_offset),
+            copy: Some(copy),
+            schema: Some(applied),
+            generation: 0,
+        };
+        rows.insert(schema.topic.clone(), row);
+        let prepared = Arc::new(table::prepare(conn, translation, session.prepared.len()).await?);
+        session.filling.entry(schema.topic.clone()).or_insert(filling);
+        session.prepared.insert(schema.id, Arc::clone(&prepared));
+        Ok(prepared)
+    }
+
+    async fn write_positions(
+        &self,
+        session: &mut Session,
+        rows: &HashMap<String, Stored>,
+        next_offsets: &[(String, i64)],
+        generation: i64,
+    ) -> Result<()> {
+        let mut next: BTreeMap<&str, i64> = rows.values().map(|row| (row.topic.as_str(), row.next_offset)).collect();
+        next.extend(next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)));
+        let (sync, log_id) = (literal(self.ledger.sync()), literal(self.ledger.log_id()));
+        let number = |number: Option<i64>| number.map_or("NULL".into(), |number| number.to_string());
+        let values = next.into_iter().map(|(topic, offset)| {
+            let row = rows.get(topic);
+            let (copy, schema) = (row.and_then(|row| row.copy), row.and_then(|row| row.schema));
+            let (topic, copy, schema) = (literal(topic), number(copy), number(schema));
+            format!("({sync},{log_id},{topic},{offset},{copy},{schema},{generation})")
+        });
+        let values = values.collect::<Vec<_>>().join(",");
+        if values.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
+            "INSERT INTO public.{POSITIONS} (sync, log_id, topic, next_offset, schema, columns, generation) \
+             VALUES {values} ON CONFLICT (sync, topic) DO UPDATE SET next_offset = EXCLUDED.next_offset, \
+             schema = EXCLUDED.schema, columns = EXCLUDED.columns, generation = EXCLUDED.generation"
+        );
+        execute(&mut session.conn, "write the target's positions", sql).await
+    }
+}
+
+#[async_trait]
+impl Sink for PostgresSink {
+    async fn positions(&mut self) -> Result<BTreeMap<String, i64>> {
+        let mut session = self.session().await?;
+        let rows = stored(&mut session.conn, self.ledger.sync(), false).await?.unwrap_or_default();
+        self.session = Some(session);
+        self.ledger.check_owner(&self.target(), &rows)?;
+        Ok(self.ledger.read(&rows))
+    }
+
+    async fn check(&mut self, tables: &[TopicSchema]) -> Result<()> {
+        check_names(tables, Dialect::Postgres)?;
+        let mut session = self.session().await?;
+        let rows = stored(&mut session.conn, self.ledger.sync(), false).await?.unwrap_or_default();
+        let tables: Vec<_> = tables.iter().map(|s| (s.topic.clone(), Translation::new(s, Dialect::Postgres))).collect();
+        let checked = check_tables(&mut session.conn, &self.target(), &tables, &rows).await;
+        self.session = Some(session);
+        checked
+    }
+
+    async fn put(&mut self, changes: Vec<TopicChanges>, next_offsets: Vec<(String, i64)>) -> Result<()> {
+        let mut session = self.session().await?;
+        let applied = self.apply(&mut session, changes, &next_offsets).await;
+        if applied.is_ok() {
+            self.session = Some(session);
+        }
+        applied.map_err(|error| error.context(format!("apply to target {}", self.target())))
+    }
+}
+
+/// Refuses tables that hold rows of others, or are empty but of another shape.
+async fn check_tables(
+    conn: &mut PgConnection,
+    target: &str,
+    tables: &[(String, Translation)],
+    stored: &[Stored],
+) -> Result<()> {
+    let (mut filled, mut unfit) = (Vec::new(), Vec::new());
+    for (topic, translation) in tables {
+        if stored.iter().any(|row| row.topic == *topic && row.copy.is_some()) {
+            continue;
+        }
+        let wanted = translation.table();
+        match table::state(conn, wanted).await? {
+            Existing::No => {}
+            Existing::WithRows => filled.push(wanted.full_name()),
+            Existing::Empty => {
+                if let Some(why) = table::unfit(conn, wanted).await? {
+                    unfit.push(format!("{} ({why})", wanted.full_name()));
+                }
+            }
+        }
+    }
+    refuse_tables(target, &filled, &unfit)
+}
+
+/// The sync's rows of the table of positions, locked where asked; `None` without the table.
+pub(super) async fn stored(conn: &mut PgConnection, sync: &str, lock: bool) -> Result<Option<Vec<Stored>>> {
+    let doing = "read the target's positions";
+    let exists = format!("SELECT to_regclass('public.{POSITIONS}')::text");
+    if query_one(conn, doing, exists).await?.is_none() {
+        return Ok(None);
+    }
+    let lock = if lock { "FOR UPDATE" } else { "" };
+    let sql = format!(
+        "SELECT topic, log_id, next_offset::text, schema::text, columns::text, generation::text \
+         FROM public.{POSITIONS} WHERE sync = {} ORDER BY topic {lock}",
+        literal(sync)
+    );
+    let rows = query(conn, doing, sql).await?;
+    let row = |row: Vec<Option<String>>| -> Option<Stored> {
+        let mut cells = row.into_iter();
+        let mut next = || cells.next().flatten();
+        let (topic, log_id) = (next()?, next()?);
+        let mut number = || next().map(|text| text.parse::<i64>());
+        let (next_offset, copy, schema) = (number()?.ok()?, number().transpose().ok()?, number().transpose().ok()?);
+        Some(Stored { topic, log_id, next_offset, copy, schema, generation: number()?.ok()? })
+    };
+    let malformed = || Error::corrupt(format!("table {POSITIONS} of the target is malformed"));
+    rows.into_iter().map(row).collect::<Option<Vec<_>>>().map(Some).ok_or_else(malformed)
+}
+
+async fn make_positions(conn: &mut PgConnection) -> Result<()> {
+    let sql = format!(
+        "CREATE TABLE public.{POSITIONS} (sync text NOT NULL, log_id text NOT NULL, topic text NOT NULL, \
+         next_offset bigint NOT NULL, schema bigint, columns bigint, generation bigint NOT NULL, \
+         PRIMARY KEY (sync, topic))"
+    );
+    execute(conn, "make the table of positions", sql).await
+}
+
+#[async_trait]
+impl SinkConnector for PostgresServer {
+    fn dialect(&self) -> Dialect {
+        Dialect::Postgres
+    }
+
+    async fn preflight(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<Vec<Finding>> {
+        super::sink_preflight::preflight(&self.server, sync, log_id, tables).await
+    }
+
+    async fn open(&self, sync: &str, log_id: &str) -> Result<Box<dyn Sink>> {
+        Ok(Box::new(PostgresSink::open(&self.server, sync, log_id).await?))
+    }
+
+    async fn replace(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<(Box<dyn Sink>, Vec<String>)> {
+        check_names(tables, Dialect::Postgres)?;
+        let mut conn = connect(&self.server).await?;
+        let doing = || format!("replace tables of target postgres://{}", self.server);
+        execute(&mut conn, &doing(), "BEGIN").await?;
+        let known = stored(&mut conn, sync, true).await?.is_some();
+        let mut dropped = Vec::new();
+        for schema in tables {
+            if known {
+                give_up_rows_of_others(&mut conn, sync, log_id, schema).await?;
+            }
+            let table = Translation::new(schema, Dialect::Postgres).table().clone();
+            if table::state(&mut conn, &table).await? != Existing::No {
+                table::drop_table(&mut conn, &table).await?;
+                dropped.push(table.full_name());
+            }
+        }
+        if known {
+            let forget = format!("DELETE FROM public.{POSITIONS} WHERE sync = {}", literal(sync));
+            execute(&mut conn, &doing(), forget).await?;
+        }
+        execute(&mut conn, &doing(), "COMMIT").await?;
+        Ok((Box::new(PostgresSink::open(&self.server, sync, log_id).await?), dropped))
+    }
+
+    async fn forget(&self, sync: &str, log_id: &str) -> Result<Option<String>> {
+        let target = format!("postgres://{}", self.server);
+        let mut conn = connect(&self.server).await?;
+        let doing = "forget the sync's positions";
+        execute(&mut conn, doing, "BEGIN").await?;
+        let Some(rows) = stored(&mut conn, sync, true).await? else { return Ok(None) };
+        Ledger::new(sync, log_id).check_owner(&target, &rows)?;
+        execute(&mut conn, doing, format!("DELETE FROM public.{POSITIONS} WHERE sync = {}", literal(sync))).await?;
+        let left = query_one(&mut conn, doing, format!("SELECT count(*)::text FROM public.{POSITIONS}")).await?;
+        if left.as_deref() == Some("0") {
+            execute(&mut conn, doing, format!("DROP TABLE public.{POSITIONS}")).await?;
+        }
+        execute(&mut conn, doing, "COMMIT").await?;
+        Ok(Some(format!("target {target}: positions removed, its tables stay")))
+    }
+
+    async fn reader(&self) -> Result<Box<dyn TableReader>> {
+        SourceConnector::reader(self).await
+    }
+}
+
+/// Forgets that syncs of other logs wrote a table that is about to go; refuses where one of this log does.
+async fn give_up_rows_of_others(conn: &mut PgConnection, sync: &str, log_id: &str, schema: &TopicSchema) -> Result<()> {
+    let doing = "read the target's positions";
+    let suffix = literal(schema.topic.strip_prefix(sync).unwrap_or(&schema.topic));
+    let others = format!("FROM public.{POSITIONS} WHERE sync <> {} AND topic = sync || {suffix}", literal(sync));
+    let sql = format!("SELECT sync {others} AND log_id = {} LIMIT 1", literal(log_id));
+    if let Some(other) = query_one(conn, doing, sql).await? {
+        return Err(Error::conflict(format!(
+            "target table {} is written by sync {other} of this log: remove that one first",
+            schema.table.full_name()
+        )));
+    }
+    execute(conn, doing, format!("DELETE {others}")).await
+}
+
+/// An error of a statement that writes: what the server refuses about a row or a table is for a person to decide.
+pub(super) fn refused(doing: &str, error: sqlx::Error) -> Error {
+    let error = postgres_error(doing, error);
+    match error.kind() {
+        ErrorKind::Invalid | ErrorKind::NotFound => Error::new(ErrorKind::Conflict, error.to_string()),
+        _ => error,
+    }
+}

@@ -1,0 +1,220 @@
+//! What would keep a sync from writing to a PostgreSQL database, and the statement that repairs it.
+
+use sqlx::PgConnection;
+
+use super::{
+    endpoint::{connect, identifier, literal, query, query_one, quoted_table},
+    sink::stored,
+    sink_table as table,
+};
+use crate::{
+    Result,
+    connector::{Finding, Level},
+    converter::TopicSchema,
+    endpoint::Server,
+    target::{Existing, POSITIONS, REPLACE, ledger::Ledger},
+    translate::{Translation, check_names},
+    types::Dialect,
+};
+
+const DOING: &str = "examine the target";
+
+/// Examines the target; changes nothing.
+pub(super) async fn preflight(
+    server: &Server,
+    sync: &str,
+    log_id: &str,
+    tables: &[TopicSchema],
+) -> Result<Vec<Finding>> {
+    let mut conn = connect(server).await?;
+    let conn = &mut conn;
+    let target = format!("postgres://{server}");
+    let mut findings = vec![Finding::new(&target, Level::Ok, "connected", None)];
+    if let Err(error) = check_names(tables, Dialect::Postgres) {
+        findings.push(Finding::new(&target, Level::Refuse, error.to_string(), None));
+    }
+    settings(conn, &target, &mut findings).await?;
+    let rows = match readable(conn, &format!("public.{POSITIONS}")).await? {
+        true => stored(conn, sync, false).await?.unwrap_or_default(),
+        false => Vec::new(),
+    };
+    if let Err(error) = Ledger::new(sync, log_id).check_owner(&target, &rows) {
+        findings.push(Finding::new(&target, Level::Refuse, error.to_string(), Some(REPLACE.into())));
+    }
+    rights(conn, server, tables, &mut findings).await?;
+    for schema in tables {
+        let ours = rows.iter().any(|row| row.topic == schema.topic && row.copy.is_some());
+        one_table(conn, server, &Translation::new(schema, Dialect::Postgres), ours, &mut findings).await?;
+    }
+    Ok(findings)
+}
+
+async fn settings(conn: &mut PgConnection, target: &str, findings: &mut Vec<Finding>) -> Result<()> {
+    let sql = "SELECT current_setting('server_version_num'), current_setting('fsync'), \
+               current_setting('transaction_read_only')";
+    let row = query(conn, DOING, sql).await?.into_iter().next().unwrap_or_default();
+    let cell = |i: usize| row.get(i).and_then(Option::as_deref).unwrap_or_default();
+    if cell(0).parse::<u32>().is_ok_and(|version| version < 120_000) {
+        findings.push(Finding::new(target, Level::Warn, "PostgreSQL before version 12 is not tested", None));
+    }
+    if cell(1) == "off" {
+        let cure = "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();";
+        findings.push(Finding::new(
+            target,
+            Level::Warn,
+            "fsync is off: a crash loses what was written",
+            Some(cure.into()),
+        ));
+    }
+    if cell(2) == "on" {
+        let said = "the server takes no writes: it is a standby, or default_transaction_read_only is on";
+        findings.push(Finding::new(target, Level::Refuse, said, None));
+    }
+    Ok(())
+}
+
+/// The rights to make tables in the schemas that the sync needs.
+async fn rights(
+    conn: &mut PgConnection,
+    server: &Server,
+    tables: &[TopicSchema],
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let user = identifier(&server.user);
+    let mut schemas = vec!["public".to_owned()];
+    schemas.extend(tables.iter().filter_map(|s| Translation::new(s, Dialect::Postgres).table().schema.clone()));
+    schemas.sort();
+    schemas.dedup();
+    for schema in schemas {
+        let name = literal(&schema);
+        let sql = format!(
+            "SELECT CASE WHEN EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = {name}) \
+             THEN has_schema_privilege({name}, 'CREATE, USAGE')::text \
+             ELSE 'no schema, ' || has_database_privilege(current_database(), 'CREATE')::text END"
+        );
+        // Of several rights named at once one is enough, so USAGE is looked at by itself.
+        let usage = format!(
+            "SELECT CASE WHEN EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = {name}) THEN \
+             (has_schema_privilege({name}, 'CREATE') AND has_schema_privilege({name}, 'USAGE'))::text ELSE 'none' END"
+        );
+        let may = query_one(conn, DOING, sql).await?.unwrap_or_default();
+        let both = query_one(conn, DOING, usage).await?.unwrap_or_default();
+        let finding = match (may.as_str(), both.as_str()) {
+            (_, "true") | ("no schema, true", _) => {
+                Finding::new(format!("schema {schema}"), Level::Ok, "tables may be made", None)
+            }
+            ("no schema, false", _) => Finding::new(
+                format!("schema {schema}"),
+                Level::Refuse,
+                "it does not exist, and the user may not make it",
+                Some(format!("CREATE SCHEMA {} AUTHORIZATION {user};", identifier(&schema))),
+            ),
+            _ => Finding::new(
+                format!("schema {schema}"),
+                Level::Refuse,
+                "the user may not make tables in it",
+                Some(format!("GRANT USAGE, CREATE ON SCHEMA {} TO {user};", identifier(&schema))),
+            ),
+        };
+        findings.push(finding);
+    }
+    let temporary = "SELECT has_database_privilege(current_database(), 'TEMPORARY')::text";
+    if query_one(conn, DOING, temporary).await?.as_deref() != Some("true") {
+        let cure = format!("GRANT TEMPORARY ON DATABASE {} TO {user};", identifier(&server.database));
+        let said = "the user may not make temporary tables";
+        findings.push(Finding::new(format!("database {}", server.database), Level::Refuse, said, Some(cure)));
+    }
+    Ok(())
+}
+
+async fn readable(conn: &mut PgConnection, name: &str) -> Result<bool> {
+    let sql = format!(
+        "SELECT (to_regclass({0}) IS NOT NULL AND has_table_privilege(to_regclass({0}), 'SELECT'))::text",
+        literal(name)
+    );
+    Ok(query_one(conn, DOING, sql).await?.as_deref() == Some("true"))
+}
+
+async fn one_table(
+    conn: &mut PgConnection,
+    server: &Server,
+    translation: &Translation,
+    ours: bool,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let wanted = translation.table();
+    let subject = wanted.full_name();
+    let mut note = |level, message: String, cure| findings.push(Finding::new(&subject, level, message, cure));
+    let found = match table::inspect(conn, wanted).await {
+        Ok(found) => found,
+        Err(error) => {
+            note(Level::Refuse, error.to_string(), None);
+            return Ok(());
+        }
+    };
+    if found.is_none() {
+        note(Level::Ok, "it will be made".into(), None);
+        return Ok(());
+    }
+    let name = quoted_table(wanted.schema.as_deref(), &wanted.name);
+    let may = format!(
+        "SELECT bool_and(has_table_privilege({}, p))::text FROM unnest(ARRAY['SELECT','INSERT','UPDATE','DELETE']) p",
+        literal(&name)
+    );
+    if query_one(conn, DOING, may).await?.as_deref() != Some("true") {
+        let cure = format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {};", identifier(&server.user));
+        note(Level::Refuse, "the user may not write to it".into(), Some(cure));
+        return Ok(());
+    }
+    if !ours {
+        match table::state(conn, wanted).await? {
+            Existing::WithRows => {
+                note(
+                    Level::Refuse,
+                    "it exists and holds rows that this log did not write".into(),
+                    Some(REPLACE.into()),
+                );
+            }
+            _ => match table::unfit(conn, wanted).await? {
+                Some(why) => {
+                    note(
+                        Level::Refuse,
+                        format!("it is empty but not as the source would have it: {why}"),
+                        Some(REPLACE.into()),
+                    );
+                }
+                None => note(Level::Ok, "it exists, is empty and fits".into(), None),
+            },
+        }
+    }
+    let constraints = format!(
+        "SELECT c.conname::text, c.condeferrable::text, c.conrelid::regclass::text FROM pg_constraint c \
+         WHERE c.contype = 'f' AND {0}::regclass IN (c.conrelid, c.confrelid)",
+        literal(&name)
+    );
+    for row in query(conn, DOING, constraints).await? {
+        let cell = |i: usize| row.get(i).and_then(Option::as_deref).unwrap_or_default();
+        let (constraint, table) = (identifier(cell(0)), cell(2));
+        if cell(1) == "true" {
+            note(Level::Ok, format!("foreign key {constraint} is checked at the end of each transaction"), None);
+            continue;
+        }
+        note(
+            Level::Refuse,
+            format!("foreign key {constraint} of {table} would refuse rows that come table by table"),
+            Some(format!("ALTER TABLE {table} DROP CONSTRAINT {constraint};")),
+        );
+    }
+    let unique = format!(
+        "SELECT i.indexrelid::regclass::text FROM pg_index i WHERE i.indrelid = {}::regclass AND i.indisunique \
+         AND NOT i.indisprimary",
+        literal(&name)
+    );
+    for row in query(conn, DOING, unique).await? {
+        let index = row.into_iter().next().flatten().unwrap_or_default();
+        let said =
+            format!("unique index {index}: where it refuses a batch, rows are written one by one, which is slower");
+        note(Level::Warn, said, None);
+    }
+    Ok(())
+}

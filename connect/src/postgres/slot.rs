@@ -1,0 +1,249 @@
+//! What a sync makes in its source, a publication and a replication slot: their names, making, checking and removing them.
+//!
+//! The publication is made first: a slot that was made before it would decode changes that no publication of the time
+//! covers. Both names hold the log's identity, so what bears them was made for this log.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+
+use super::{
+    endpoint::{execute, identifier, literal, query, query_one, quoted_table},
+    position::{Lsn, StreamPosition},
+    stop::Stop,
+};
+use crate::{Error, ErrorKind, Result, change::TableSchema};
+
+/// PostgreSQL cuts longer names.
+const MAX_NAME: usize = 63;
+/// How long a slot may still be held by a reader that has just gone.
+const RELEASE_TRIES: u32 = 50;
+const RELEASE_PAUSE: Duration = Duration::from_millis(200);
+
+/// The name of slot and publication: `tidemill_<sync>_<log>`, in the letters a slot may have.
+pub(super) fn object_name(sync: &str, log_id: &str) -> String {
+    let plain = |text: &str| -> String {
+        let lower = text.to_ascii_lowercase();
+        lower.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' { c } else { '_' }).collect()
+    };
+    let log = plain(&log_id.chars().take(8).collect::<String>());
+    let mut name = plain(sync);
+    let room = MAX_NAME - "tidemill__".len() - log.len();
+    if name != sync || name.len() > room {
+        // Names that become alike stay apart.
+        let hash = sync.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        name.truncate(room - 9);
+        name.push_str(&format!("_{hash:08x}"));
+    }
+    format!("tidemill_{name}_{log}")
+}
+
+/// A slot as the server shows it.
+struct Slot {
+    fits: bool,
+    pid: Option<String>,
+    confirmed: Lsn,
+    lost: bool,
+}
+
+async fn find_slot(conn: &mut PgConnection, name: &str) -> Result<Option<Slot>> {
+    let sql = format!(
+        "SELECT (slot_type = 'logical' AND plugin = 'pgoutput' AND database = current_database())::text, active_pid::text, \
+         COALESCE(confirmed_flush_lsn, '0/0')::text, (wal_status = 'lost')::text \
+         FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
+        literal(name)
+    );
+    let Some(row) = query(conn, "look at the slot", sql).await?.pop() else { return Ok(None) };
+    let [fits, pid, confirmed, lost] = &row[..] else { return Err(Error::internal("look at the slot")) };
+    let yes = |text: &Option<String>| text.as_deref() == Some("true");
+    Ok(Some(Slot {
+        fits: yes(fits),
+        pid: pid.clone(),
+        confirmed: confirmed.clone().unwrap_or_default().try_into()?,
+        lost: yes(lost),
+    }))
+}
+
+/// Waits a while until nobody reads the slot.
+async fn free_slot(conn: &mut PgConnection, name: &str) -> Result<Option<Slot>> {
+    for _ in 0..RELEASE_TRIES {
+        match find_slot(conn, name).await? {
+            Some(slot) if slot.fits && slot.pid.is_some() => tokio::time::sleep(RELEASE_PAUSE).await,
+            other => return Ok(other),
+        }
+    }
+    match find_slot(conn, name).await? {
+        Some(Slot { pid: Some(pid), .. }) => Err(Stop::SlotActive { slot: name.to_owned(), pid }.into()),
+        other => Ok(other),
+    }
+}
+
+/// Makes the slot at the present end of the log. One of the name that no position knows was left by a start that ended
+/// before it stored one: it goes.
+///
+/// # Errors
+/// `Unavailable` where a transaction stays open for a minute: a slot begins between transactions.
+pub(super) async fn create_slot(conn: &mut PgConnection, name: &str) -> Result<Lsn> {
+    if let Some(slot) = free_slot(conn, name).await? {
+        if !slot.fits {
+            return Err(Stop::SlotForeign(name.to_owned()).into());
+        }
+        drop_slot(conn, name).await?;
+    }
+    execute(conn, "make the slot", "SET statement_timeout = '60s'").await?;
+    let sql =
+        format!("SELECT lsn::text FROM pg_catalog.pg_create_logical_replication_slot({}, 'pgoutput')", literal(name));
+    let made = query_one(conn, "make the slot", sql).await;
+    execute(conn, "make the slot", "SET statement_timeout = 0").await?;
+    match made {
+        Ok(lsn) => lsn.unwrap_or_default().try_into(),
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            Err(error.context("a slot can be made only once all transactions that are open now have ended"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn drop_slot(conn: &mut PgConnection, name: &str) -> Result<()> {
+    query_one(conn, "drop the slot", format!("SELECT pg_catalog.pg_drop_replication_slot({})::text", literal(name)))
+        .await
+        .map(drop)
+}
+
+/// Whether the slot can go on where the position is. `patient` waits for a reader that has just gone.
+///
+/// # Errors
+/// `Conflict` names what is wrong.
+pub(super) async fn check_slot(conn: &mut PgConnection, position: &StreamPosition, patient: bool) -> Result<()> {
+    let name = || position.slot.clone();
+    let found = if patient { free_slot(conn, &position.slot).await? } else { find_slot(conn, &position.slot).await? };
+    match found {
+        None => Err(Stop::SlotGone(name()).into()),
+        Some(slot) if !slot.fits => Err(Stop::SlotForeign(name()).into()),
+        Some(slot) if slot.lost => Err(Stop::SlotLost(name()).into()),
+        Some(slot) if slot.confirmed > position.lsn => {
+            Err(Stop::SlotAhead { slot: name(), at: slot.confirmed.to_string(), stored: position.lsn.to_string() }
+                .into())
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// What a statement that publishes these tables says of them.
+pub(super) fn table_list(tables: &[TableSchema]) -> String {
+    // Tables that inherit are tables of their own; partitions come with their root all the same.
+    let name = |table: &TableSchema| format!("ONLY {}", quoted_table(table.schema.as_deref(), &table.name));
+    tables.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+/// The statement that makes the publication.
+pub(super) fn create_publication(name: &str, tables: &[TableSchema]) -> String {
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
+        identifier(name),
+        table_list(tables)
+    )
+}
+
+/// Full names of the tables that the publication covers; nothing where there is none. An error where it does not publish
+/// everything that happens to them.
+pub(super) async fn published(conn: &mut PgConnection, name: &str) -> Result<Option<Vec<String>>> {
+    let sql = format!(
+        "SELECT (pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot)::text \
+         FROM pg_catalog.pg_publication WHERE pubname = {}",
+        literal(name)
+    );
+    match query_one(conn, "look at the publication", sql).await?.as_deref() {
+        None => return Ok(None),
+        Some("true") => {}
+        Some(_) => {
+            return Err(Error::conflict(format!(
+                "publication {name} leaves changes out; to mend it: ALTER PUBLICATION {} SET (publish = \
+                 'insert, update, delete, truncate', publish_via_partition_root = true)",
+                identifier(name)
+            )));
+        }
+    }
+    let sql = format!(
+        "SELECT schemaname || '.' || tablename FROM pg_catalog.pg_publication_tables WHERE pubname = {}",
+        literal(name)
+    );
+    let rows = query(conn, "look at the publication", sql).await?;
+    Ok(Some(rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect()))
+}
+
+/// Lets the publication cover these tables, making it if `make`. Tells whether tables were added.
+///
+/// # Errors
+/// `Denied` with the statement for somebody who may; `Conflict` where it is gone.
+pub(super) async fn publish(conn: &mut PgConnection, name: &str, tables: &[TableSchema], make: bool) -> Result<bool> {
+    let present = published(conn, name).await?;
+    let (doing, statement) = match &present {
+        None if !make => return Err(Stop::PublicationGone(name.to_owned()).into()),
+        None => ("make the publication", create_publication(name, tables)),
+        Some(present) => {
+            let covered = tables.iter().all(|table| present.contains(&table.full_name()));
+            if covered && present.len() == tables.len() {
+                return Ok(false);
+            }
+            let alter = format!("ALTER PUBLICATION {} SET TABLE {}", identifier(name), table_list(tables));
+            if covered {
+                // What is published beyond need does no harm: whoever owns the publication may see to it.
+                let _ = execute(conn, "alter the publication", alter).await;
+                return Ok(false);
+            }
+            ("alter the publication", alter)
+        }
+    };
+    match execute(conn, doing, statement.clone()).await {
+        Err(error) if error.kind() == ErrorKind::Denied => Err(Error::new(
+            ErrorKind::Denied,
+            format!("{}; let the tables' owner, or a superuser, type: {statement}", error.message()),
+        )),
+        other => other.map(|()| true),
+    }
+}
+
+/// Drops slot and publication; a line for each.
+pub(super) async fn remove(conn: &mut PgConnection, name: &str, shown: &str) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    match free_slot(conn, name).await? {
+        None => {}
+        Some(slot) if !slot.fits => return Err(Stop::SlotForeign(name.to_owned()).into()),
+        Some(_) => {
+            drop_slot(conn, name).await?;
+            said.push(format!("source {shown}: replication slot {name} dropped"));
+        }
+    }
+    let exists = format!("SELECT 'yes' FROM pg_catalog.pg_publication WHERE pubname = {}", literal(name));
+    if query_one(conn, "look at the publication", exists).await?.is_some() {
+        let statement = format!("DROP PUBLICATION {}", identifier(name));
+        said.push(match execute(conn, "drop the publication", statement.clone()).await {
+            Ok(()) => format!("source {shown}: publication {name} dropped"),
+            Err(error) if error.kind() == ErrorKind::Denied => {
+                format!(
+                    "source {shown}: publication {name} is somebody else's and stays; its owner may type: {statement}"
+                )
+            }
+            Err(error) => return Err(error),
+        });
+    }
+    Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_a_slot_may_have() {
+        assert_eq!(object_name("shop", "0123456789abcdef"), "tidemill_shop_01234567");
+        let (a, b) = (object_name("My-shop", "0123456789"), object_name("my_shop", "0123456789"));
+        assert_ne!(a, b);
+        let long = object_name(&"x".repeat(200), "0123456789");
+        assert_eq!(long.len(), MAX_NAME);
+        for name in [a, b, long] {
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'), "{name}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! All nine pairs of databases from one file each source, equality judged by the databases' own clients.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    servers::{ADMIN, MariaDb, PASSWORD, Postgres, SINK, chinook, client, judge},
+    support::{Folder, PATIENCE, Running, poll},
+};
+
+/// A database of a server, or a file.
+pub enum Place {
+    Postgres(&'static Postgres, String),
+    MariaDb(&'static MariaDb, String),
+    Sqlite(PathBuf),
+}
+
+impl Place {
+    /// A new, empty one of each kind.
+    pub fn fresh(kind: &str, folder: &Folder, name: &str) -> Self {
+        match kind {
+            "postgres" => Self::Postgres(Postgres::shared(), Postgres::shared().fresh_database()),
+            "mariadb" => Self::MariaDb(MariaDb::shared(), MariaDb::shared().fresh_database()),
+            _ => Self::Sqlite(folder.path(&format!("{name}.db"))),
+        }
+    }
+
+    /// As a sync file names it.
+    pub fn endpoint(&self, user: &str) -> String {
+        let server = |url: String| format!("{{ url = '{url}', password = '${{env:PAIRS_PW}}' }}");
+        match self {
+            Self::Postgres(s, db) => server(s.url(user, db)),
+            Self::MariaDb(s, db) => server(s.url(user, db)),
+            Self::Sqlite(path) => format!("'sqlite:{}'", path.display()),
+        }
+    }
+
+    /// Statements by its own client.
+    pub fn exec(&self, sql: &str) {
+        match self {
+            Self::Postgres(s, db) => s.exec(db, sql),
+            Self::MariaDb(s, db) => s.exec(db, sql),
+            Self::Sqlite(path) => {
+                let mut command = std::process::Command::new("sqlite3");
+                command.args(["-batch", "-bail", "-cmd", ".timeout 30000"]).arg(path);
+                client::run(&mut command, sql.as_bytes()).unwrap();
+            }
+        }
+    }
+
+    fn side<'a>(&'a self, table: &'a str) -> judge::Side<'a> {
+        match self {
+            Self::Postgres(s, db) => judge::Side::Postgres(s, db, table),
+            Self::MariaDb(s, db) => judge::Side::MariaDb(s, db, table),
+            Self::Sqlite(path) => judge::Side::Sqlite(path, table),
+        }
+    }
+
+    /// What differs, as both own clients tell it; also where the other has no such table yet.
+    pub fn differences(&self, other: &Self, tables: &[String]) -> Vec<String> {
+        let differ = |table: &String| {
+            let compare = std::panic::AssertUnwindSafe(|| judge::differences(self.side(table), other.side(table)));
+            std::panic::catch_unwind(compare).unwrap_or_else(|_| vec![format!("{table} cannot be read")])
+        };
+        tables.iter().flat_map(differ).collect()
+    }
+
+    /// Waits until both hold the same.
+    pub fn wait_equal(&self, other: &Self, tables: &[String]) {
+        let mut seen = Vec::new();
+        let equal = poll(PATIENCE, || {
+            seen = self.differences(other, tables);
+            seen.is_empty().then_some(())
+        });
+        assert!(equal.is_some(), "{}", seen.iter().take(10).cloned().collect::<Vec<_>>().join("\n"));
+    }
+}
+
+const KINDS: [&str; 3] = ["postgres", "mariadb", "sqlite"];
+
+/// Chinook where it is, else a shop of our own with the same shapes; the names of its tables.
+fn fill(place: &Place) -> Vec<String> {
+    let real = match place {
+        Place::Postgres(s, db) => chinook::postgres(s, db),
+        Place::MariaDb(s, db) => chinook::mariadb(s, db),
+        Place::Sqlite(path) => chinook::sqlite(path),
+    };
+    let postgres = matches!(place, Place::Postgres(..));
+    if real.is_some() {
+        return chinook::TABLES.iter().map(|(pg, other)| if postgres { pg } else { other }.to_string()).collect();
+    }
+    place.exec(
+        "create table album (album_id int primary key, title varchar(160) not null, price numeric(10,2), made timestamp); \
+         create table playlist_track (playlist_id int, track_id int, primary key (playlist_id, track_id)); \
+         insert into album values (1, 'Für Elise', 0.99, '2009-01-01 00:00:00'), (2, 'x', null, null); \
+         insert into playlist_track values (1, 1), (1, 2), (2, 1);",
+    );
+    vec!["album".into(), "playlist_track".into()]
+}
+
+/// Changes of rows that are there, in the spelling of the source.
+fn changes(place: &Place) -> &'static str {
+    let there = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/chinook").exists();
+    match place {
+        _ if !there => {
+            "delete from playlist_track where track_id = 2; \
+             update playlist_track set track_id = 9 where playlist_id = 2; \
+             update album set price = 1.5, title = 'y' where album_id = 2; \
+             update album set album_id = 3 where album_id = 1;"
+        }
+        Place::Postgres(..) => {
+            "delete from playlist_track where playlist_id = 1 and track_id < 500; \
+             update track set unit_price = unit_price + 1 where track_id % 7 = 0; \
+             update track set composer = null where track_id % 11 = 0; \
+             insert into genre values (101, 'Žánr 🎵'), (102, null); \
+             update genre set genre_id = 201 where genre_id = 101; \
+             delete from invoice_line where invoice_line_id % 3 = 0;"
+        }
+        _ => {
+            "delete from PlaylistTrack where PlaylistId = 1 and TrackId < 500; \
+             update Track set UnitPrice = UnitPrice + 1 where TrackId % 7 = 0; \
+             update Track set Composer = null where TrackId % 11 = 0; \
+             insert into Genre values (101, 'Žánr 🎵'), (102, null); \
+             update Genre set GenreId = 201 where GenreId = 101; \
+             delete from InvoiceLine where InvoiceLineId % 3 = 0;"
+        }
+    }
+}
+
+fn follow(folder: &Folder) -> Running {
+    let mut running = folder.start(&["sync", "run", "pairs.toml", "--data-dir", "log"]);
+    running.wait_err("in step, following");
+    running
+}
+
+/// One source in step with a database of each kind, over its whole life.
+fn one_source(kind: &str) {
+    let folder = Folder::with_env(&[("PAIRS_PW", PASSWORD)]);
+    let source = Place::fresh(kind, &folder, "source");
+    let tables = fill(&source);
+    let targets: Vec<Place> = KINDS.iter().map(|kind| Place::fresh(kind, &folder, "target")).collect();
+    let sync = |(kind, target): (&&str, &Place)| {
+        let (from, to) = (source.endpoint(ADMIN), target.endpoint(SINK));
+        format!("[sync.to_{kind}]\nfrom = {from}\nto = {to}\ntables = ['*']\n")
+    };
+    let file: String = KINDS.iter().zip(&targets).map(sync).collect();
+    std::fs::write(folder.path("pairs.toml"), file).unwrap();
+
+    folder.run(&["sync", "check", "pairs.toml"]).ok();
+    let plan = folder.run(&["sync", "plan", "pairs.toml"]).ok();
+    assert!(plan.contains("makes in the target"), "{plan}");
+    let running = follow(&folder);
+    targets.iter().for_each(|target| source.wait_equal(target, &tables));
+    source.exec(changes(&source));
+    targets.iter().for_each(|target| source.wait_equal(target, &tables));
+    let verified = folder.run(&["sync", "verify", "pairs.toml"]).ok();
+    assert!(verified.trim_end().ends_with("equal") && !verified.contains("not equal"), "{verified}");
+    // What a person changes in a target is told, row by row.
+    targets.iter().for_each(|target| target.exec(&format!("delete from {}", quoted(target, &tables[0]))));
+    folder.run(&["sync", "verify", "pairs.toml", "--wait", "0"]).fails(1, &[]);
+    assert_eq!(running.stop("TERM").code, Some(0));
+    folder.run(&["sync", "rm", "pairs.toml", "--data-dir", "log"]).ok();
+    assert!(left_behind(&source).is_empty(), "{:?}", left_behind(&source));
+}
+
+fn quoted(place: &Place, table: &str) -> String {
+    match place {
+        Place::MariaDb(..) => format!("`{table}`"),
+        _ => format!("\"{table}\""),
+    }
+}
+
+/// What of ours is still in a source.
+fn left_behind(place: &Place) -> Vec<String> {
+    let of = |rows: Vec<Vec<Option<String>>>| rows.into_iter().flatten().flatten().collect();
+    match place {
+        Place::Postgres(s, db) => of(s.query(
+            db,
+            &format!(
+                "select slot_name from pg_replication_slots where database = '{db}'; select pubname from pg_publication; \
+                 select relname from pg_class where relname like '%tidemill%'"
+            ),
+        )),
+        Place::MariaDb(s, db) => of(s.query(db, "show tables like '%tidemill%'")),
+        Place::Sqlite(path) => judge::sqlite(path, "select name from sqlite_schema where name like '\\_tm\\_%' escape '\\'")
+            .into_iter()
+            .map(|row| format!("{row:?}"))
+            .collect(),
+    }
+}
+
+#[test]
+fn postgres_keeps_all_three_in_step() {
+    one_source("postgres");
+}
+
+#[test]
+fn mariadb_keeps_all_three_in_step() {
+    one_source("mariadb");
+}
+
+#[test]
+fn sqlite_keeps_all_three_in_step() {
+    one_source("sqlite");
+}
