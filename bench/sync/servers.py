@@ -181,7 +181,7 @@ class MariaDb(Server):
     SETTINGS = {
         "log-bin": "bin", "binlog-format": "ROW", "binlog-row-image": "FULL", "server-id": "1", "sync-binlog": "1",
         "innodb-flush-log-at-trx-commit": "1", "innodb-buffer-pool-size": "512M", "innodb-log-file-size": "1G",
-        "max-binlog-size": "1G", "local-infile": "1", "character-set-server": "utf8mb4", "default-time-zone": "+00:00",
+        "max-binlog-size": "1G", "binlog-row-metadata": "FULL", "local-infile": "1", "character-set-server": "utf8mb4", "default-time-zone": "+00:00",
         "max-allowed-packet": "64M", "skip-name-resolve": "1",
     }
 
