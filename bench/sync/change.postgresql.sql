@@ -4,7 +4,7 @@ CREATE PROCEDURE change(low bigint, high bigint, rows bigint) LANGUAGE plpgsql A
 DECLARE k bigint;
 BEGIN
   FOR i IN low..high LOOP
-    k := (i * 7919) % rows + 1;
+    k := (i::bigint * 7919) % rows + 1;
     IF k % 10 = 0 THEN k := k - 1; END IF;
     CASE
       WHEN i % 10 < 6 THEN UPDATE bench SET amount = amount + 1.25, at = at + interval '1.000001 s' WHERE id = k;

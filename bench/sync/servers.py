@@ -141,7 +141,7 @@ class Postgres(Server):
 
     @property
     def env(self):
-        return {**os.environ, "PGPASSWORD": PASSWORD, "PGTZ": "UTC"}
+        return {**os.environ, "PGPASSWORD": PASSWORD, "PGTZ": "UTC", "PGOPTIONS": "-c client_min_messages=warning"}
 
     def client(self, db, program="psql"):
         return [str(PG / program), "-h", "127.0.0.1", "-p", str(self.port), "-U", "bench", "-d", db]
