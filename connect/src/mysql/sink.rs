@@ -339,7 +339,7 @@ pub(super) async fn stored(conn: &mut Conn, sync: &str, lock: bool) -> Result<Op
 }
 
 async fn make_positions(conn: &mut Conn) -> Result<()> {
-    // A key of InnoDB has at most 3072 bytes, of which a character of ours takes one: names are compared byte by byte.
+    // A key of InnoDB has at most 3072 bytes, and a character counts as four of them.
     let sql = format!(
         "CREATE TABLE IF NOT EXISTS {POSITIONS} (sync varchar(128) NOT NULL, log_id varchar(128) NOT NULL, \
          topic varchar(512) NOT NULL, next_offset bigint NOT NULL, `schema` bigint, `columns` bigint, \

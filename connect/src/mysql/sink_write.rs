@@ -323,3 +323,42 @@ pub(super) fn refused(doing: &str, error: &mysql_async::Error) -> Error {
     };
     Error::new(kind, failed.to_string()).context(doing.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_may_pass_and_a_refused_row_does_not() {
+        let error = |code| {
+            let said = mysql_async::ServerError { code, message: "x".into(), state: "HY000".into() };
+            refused("d", &mysql_async::Error::Server(said)).kind()
+        };
+        for (code, kind) in [
+            (1114, ErrorKind::Unavailable),
+            (1021, ErrorKind::Unavailable),
+            (1213, ErrorKind::Unavailable),
+            (1205, ErrorKind::Unavailable),
+            (1062, ErrorKind::Conflict),
+            (1264, ErrorKind::Conflict),
+            (1146, ErrorKind::Conflict),
+        ] {
+            assert_eq!(error(code), kind, "{code}");
+        }
+    }
+
+    #[test]
+    fn values_are_literals_of_their_kind() {
+        let sql = |kind, value: Value| {
+            let mut sql = Vec::new();
+            value_sql(&mut sql, kind, &value);
+            String::from_utf8(sql).unwrap()
+        };
+        assert_eq!(sql(Kind::Text, Value::Text("it's \\ \0".into())), "'it\\'s \\\\ \\0'");
+        assert_eq!(sql(Kind::Decimal, Value::Text("-1.50".into())), "-1.50");
+        assert_eq!(sql(Kind::Decimal, Value::Text("1 or 1".into())), "'1 or 1'");
+        assert_eq!(sql(Kind::Instant, Value::Text("2024-01-01T00:00:00.5Z".into())), "'2024-01-01 00:00:00.5'");
+        assert_eq!(sql(Kind::Real, Value::Real(-0.0)), "-0e0");
+        assert_eq!(sql(Kind::Blob, Value::Blob(vec![b'\'', 0])), "_binary'\\'\\0'");
+    }
+}

@@ -6,10 +6,7 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt};
-use mysql_async::{
-    BinlogStream, BinlogStreamRequest, Conn,
-    prelude::{FromRow, Queryable},
-};
+use mysql_async::{BinlogStream, BinlogStreamRequest, Conn, prelude::Queryable};
 
 use super::{
     binlog::event::{self, Event},
@@ -103,9 +100,17 @@ impl Stream {
         let header = event.header();
         let read = event::read(header.event_type_raw(), header.server_id(), event.data())?;
         match &read {
-            Event::Rotate { file, position } if *file == self.file => self.position = self.position.max(*position),
-            Event::Rotate { file, position } => (self.file, self.position) = (file.clone(), *position),
-            Event::Heartbeat { file } if *file != self.file => {}
+            // Before the format is known the driver leaves the checksum at the name's end.
+            Event::Rotate { file, position } if number_ends(file) == self.file => {
+                self.position = self.position.max(*position)
+            }
+            Event::Rotate { file, position } => {
+                (self.file, self.position) = (number_ends(file).to_owned(), *position);
+            }
+            // A checksum may look like a part of the number.
+            Event::Heartbeat { file } if *file != self.file => {
+                (self.file, self.position) = (file.clone(), header.log_pos().into());
+            }
             _ => self.advance(header.log_pos()),
         }
         Ok(Some(read))
@@ -119,6 +124,13 @@ impl Stream {
             self.position = self.position.max(next);
         }
     }
+}
+
+/// A file's name up to the end of its number.
+fn number_ends(file: &str) -> &str {
+    let number = file.rfind('.').map_or(0, |dot| dot + 1);
+    let length = file[number..].find(|c: char| !c.is_ascii_digit());
+    length.map_or(file, |length| &file[..number + length])
 }
 
 fn sending_error(error: &mysql_async::Error) -> Error {
@@ -138,9 +150,4 @@ fn sending_error(error: &mysql_async::Error) -> Error {
 /// Runs a statement.
 pub async fn run(conn: &mut Conn, sql: &str) -> Result<()> {
     conn.query_drop(sql).await.map_err(|e| driver_error(&e))
-}
-
-/// The rows of a query of plain values.
-pub async fn query<T: FromRow + Send + 'static>(conn: &mut Conn, sql: &str) -> Result<Vec<T>> {
-    conn.query(sql).await.map_err(|e| driver_error(&e))
 }

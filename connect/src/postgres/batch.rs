@@ -48,6 +48,7 @@ impl Batch {
 
     /// Asks the database for large values that the stream did not repeat: their present ones. One that is newer than the
     /// change comes again with its own change; a row that is gone is deleted by a change to come.
+    /// Who needs every value a row ever had sets the table's `REPLICA IDENTITY FULL`.
     pub(super) async fn complete(
         &mut self,
         server: &Server,

@@ -91,6 +91,10 @@ pub fn postgres_error(doing: impl Into<String>, error: sqlx::Error) -> Error {
             Error::new(kind_of(&code), format!("{doing}: {} (SQLSTATE {code})", said.message()))
         }
         sqlx::Error::Configuration(_) => Error::invalid(format!("{doing}: {error}")),
+        // A certificate that nobody vouches for comes as data that is invalid.
+        sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::InvalidData => {
+            Error::new(ErrorKind::Denied, format!("{doing}: {error}"))
+        }
         sqlx::Error::Tls(_) => Error::new(ErrorKind::Denied, format!("{doing}: {error}")),
         _ => Error::unavailable(format!("{doing}: {error}")),
     }

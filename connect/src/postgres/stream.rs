@@ -101,10 +101,17 @@ impl Stream {
 
     /// The next event; nothing where none came in time. The stream is of no use after an error.
     pub(super) async fn next(&mut self, wait: Duration, slot: &str) -> Result<Option<ReplicationEvent>> {
-        let received = match wait.is_zero() {
-            true => self.client.recv().now_or_never(),
-            false => tokio::time::timeout(wait, self.client.recv()).await.ok(),
-        };
+        // The runtime would call the stream empty after 128 events, to let others run; a poll is short enough.
+        let ready = |client: &mut ReplicationClient| tokio::task::unconstrained(client.recv()).now_or_never();
+        let mut received = ready(&mut self.client);
+        if received.is_none() {
+            // The driver may have more to hand over.
+            tokio::task::yield_now().await;
+            received = ready(&mut self.client);
+        }
+        if received.is_none() && !wait.is_zero() {
+            received = tokio::time::timeout(wait, self.client.recv()).await.ok();
+        }
         match received {
             None => Ok(None),
             Some(Ok(Some(event))) => Ok(Some(event)),

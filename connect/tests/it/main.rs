@@ -7,6 +7,7 @@ mod guards;
 mod judge_test;
 mod load_test;
 mod locks;
+mod mysql_source;
 mod postgres_source;
 mod postgres_source_faults;
 mod servers;

@@ -1,6 +1,6 @@
 //! Sinks of database servers, each test on PostgreSQL and MariaDB alike, judged by the servers' own clients.
 
-use std::{path::Path, sync::Arc};
+use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use tidemill_connect::{
     ErrorKind, Result,
@@ -11,7 +11,7 @@ use tidemill_connect::{
     types::Dialect,
 };
 
-use crate::servers::{MariaDb, PASSWORD, Postgres, SINK};
+use crate::servers::{CDC, Folder, MariaDb, PASSWORD, Postgres, SINK, cut::Wire, skipped};
 
 /// A database that a test writes to.
 enum Target {
@@ -287,7 +287,8 @@ async fn a_server_that_comes_back_is_written_to_again() {
         put(&mut *sink, &schema, vec![change(Op::Create, pair(1, "a"), 1)], 1).await.unwrap();
         sinks.push(sink);
     }
-    (postgres.kill9(), maria.kill9());
+    postgres.kill9();
+    maria.kill9();
     let next = || vec![change(Op::Create, pair(2, "b"), 2)];
     for sink in &mut sinks {
         for _ in 0..2 {
@@ -295,10 +296,150 @@ async fn a_server_that_comes_back_is_written_to_again() {
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         }
     }
-    (postgres.start_again(), maria.start_again());
+    postgres.start_again();
+    maria.start_again();
     for sink in &mut sinks {
         put(&mut **sink, &schema, next(), 2).await.unwrap();
     }
     assert_eq!(postgres.value(&a, "select count(*) from t").as_deref(), Some("2"));
     assert_eq!(maria.value(&b, "select count(*) from t").as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_wire_loses_nothing_and_doubles_nothing() {
+    const ROUNDS: i64 = 120;
+    for target in targets() {
+        let port = match &target {
+            Target::Postgres(server, _) => server.port(),
+            Target::Maria(server, _) => server.port(),
+        };
+        let wire = Wire::to(port);
+        let url = match &target {
+            Target::Postgres(server, db) => server.url(SINK, db),
+            Target::Maria(server, db) => server.url(SINK, db),
+        };
+        let url = url.replace(&format!(":{port}/"), &format!(":{}/", wire.port()));
+        let mut sink = connector(&url, PASSWORD).open("s", "L").await.unwrap();
+        sink.positions().await.unwrap();
+        let schema = numbers(1);
+        let mut failed = 0;
+        for round in 0..ROUNDS {
+            // In the middle of any answer, that to the commit among them.
+            wire.cut_after(u64::try_from(round * 7 % 211).unwrap());
+            let changes = || {
+                let last = change(Op::Update, pair(-1, &format!("{round}")), round);
+                let moved =
+                    [change(Op::Delete, pair(round, ""), round), change(Op::Create, pair(round + 1, "x"), round)];
+                moved.into_iter().chain([last]).collect()
+            };
+            while let Err(error) = put(&mut *sink, &schema, changes(), round + 1).await {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+                failed += 1;
+            }
+        }
+        assert!(failed > ROUNDS / 4, "the wire was cut {failed} times only");
+        drop(wire);
+        assert_eq!(
+            target.rows("select id, v from t order by id"),
+            [format!("-1|{}", ROUNDS - 1), format!("{ROUNDS}|x")]
+        );
+        let positions = target.open().await.positions().await.unwrap();
+        assert_eq!(positions["s.t"], ROUNDS);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn preflight_tells_what_stands_in_the_way_and_its_cure() {
+    for target in targets() {
+        let first = numbers(1);
+        let found = async || target.connector().preflight("s", "L", &[(*first).clone()]).await.unwrap();
+        let findings = found().await;
+        assert!(findings.iter().all(|finding| finding.level != Level::Refuse), "{findings:?}");
+        let mut sink = target.open().await;
+        put(&mut *sink, &first, vec![], 0).await.unwrap();
+        target.query("create table child (id bigint primary key, p bigint, foreign key (p) references t (id))");
+        target.query("alter table t add column n int unique");
+        let findings = found().await;
+        let told =
+            |level: Level, message: &str| findings.iter().find(|f| f.level == level && f.message.contains(message));
+        let cure = told(Level::Refuse, "foreign key").and_then(|finding| finding.cure.clone()).unwrap();
+        assert!(told(Level::Warn, "unique index").is_some(), "{findings:?}");
+        target.query(&cure);
+        assert!(found().await.iter().all(|finding| finding.level != Level::Refuse));
+    }
+    // Rights that are missing, with the statement that gives them.
+    let (postgres, maria) = (Postgres::shared(), MariaDb::shared());
+    let (a, b) = (postgres.fresh_database(), maria.fresh_database());
+    let first = numbers(1);
+    for (url, given) in [(postgres.url(CDC, &a), "GRANT USAGE, CREATE ON SCHEMA"), (maria.url(CDC, &b), "GRANT ")] {
+        let findings = connector(&url, PASSWORD).preflight("s", "L", &[(*first).clone()]).await.unwrap();
+        let refused: Vec<_> = findings.iter().filter(|finding| finding.level == Level::Refuse).collect();
+        let cure = refused.first().and_then(|finding| finding.cure.clone()).unwrap_or_default();
+        assert!(cure.contains(given), "{findings:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_waited_for() {
+    let (postgres, folder) = (Postgres::start(), Folder::new());
+    let small = folder.path("small");
+    std::fs::create_dir(&small).unwrap();
+    let mount = |options: &str| {
+        let mut command = std::process::Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&small);
+        command.output().is_ok_and(|output| output.status.success())
+    };
+    if !mount("size=6m") {
+        return skipped("a_full_disk_is_waited_for", "file systems cannot be mounted here");
+    }
+    let owner = std::fs::metadata(postgres.socket_folder()).unwrap();
+    std::os::unix::fs::chown(&small, Some(owner.uid()), Some(owner.gid())).unwrap();
+    std::os::unix::fs::chown(folder.path(""), Some(owner.uid()), Some(owner.gid())).unwrap();
+    let db = postgres.fresh_database();
+    postgres.exec(&db, &format!("create tablespace small location '{}'", small.display()));
+    postgres.exec(&db, "grant create on tablespace small to sink");
+    postgres.exec(&db, &format!("alter role sink in database {db} set default_tablespace = small"));
+    let mut sink = connector(&postgres.url(SINK, &db), PASSWORD).open("s", "L").await.unwrap();
+    sink.positions().await.unwrap();
+    let schema = numbers(1);
+    let mut full = 0;
+    for round in 0..20 {
+        let rows = || (0..5000).map(|i| change(Op::Create, pair(round * 5000 + i, &"x".repeat(200)), i)).collect();
+        while let Err(error) = put(&mut *sink, &schema, rows(), round + 1).await {
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            full += 1;
+            if full == 2 {
+                assert!(mount("remount,size=200m"));
+            }
+            assert!(full < 10, "{error}");
+        }
+    }
+    let rows = postgres.value(&db, "select count(*) from t");
+    drop((sink, postgres));
+    let unmounted = std::process::Command::new("umount").arg(&small).output().unwrap();
+    assert!(unmounted.status.success());
+    assert!(full >= 2, "the disk was never full");
+    assert_eq!(rows.as_deref(), Some("100000"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_differ_in_case_or_spaces_stay_apart() {
+    for target in targets() {
+        let keyed = schema(1, Dialect::Postgres, &[("id", "text"), ("v", "numeric(30,0)")]);
+        let keys = ["a", "a ", "A", "", "é", "e\u{301}", "it's"];
+        let row = |key: &str| vec![Value::Text(key.into()), Value::Text("123456789012345678901234567890".into())];
+        let mut sink = target.open().await;
+        put(&mut *sink, &keyed, keys.iter().map(|key| change(Op::Read, row(key), 0)).collect(), 7).await.unwrap();
+        assert_eq!(target.rows("select count(*) from t where v = 123456789012345678901234567890"), ["7"]);
+        let gone = ["a ", "it's"].iter().map(|key| change(Op::Delete, row(key), 1)).collect();
+        put(&mut *sink, &keyed, gone, 9).await.unwrap();
+        assert_eq!(target.rows("select count(*) from t"), ["5"]);
+        assert_eq!(target.rows("select count(*) from t where id = 'a'"), ["1"]);
+        // A key that MySQL's index cannot hold is refused, not cut.
+        let long = put(&mut *sink, &keyed, vec![change(Op::Create, row(&"k".repeat(256)), 2)], 10).await;
+        match target {
+            Target::Postgres(..) => long.unwrap(),
+            Target::Maria(..) => assert_eq!(long.unwrap_err().kind(), ErrorKind::Conflict),
+        }
+    }
 }

@@ -327,7 +327,7 @@ pub(in crate::mysql) fn decimal(bytes: &mut Bytes<'_>, precision: usize, scale: 
         digits.push_str(&format!("{number:0count$}"));
         Ok(())
     };
-    if whole % 9 > 0 {
+    if !whole.is_multiple_of(9) {
         group(whole % 9, &mut digits)?;
     }
     for _ in 0..whole / 9 {
@@ -341,7 +341,7 @@ pub(in crate::mysql) fn decimal(bytes: &mut Bytes<'_>, precision: usize, scale: 
         for _ in 0..scale / 9 {
             group(9, &mut digits)?;
         }
-        if scale % 9 > 0 {
+        if !scale.is_multiple_of(9) {
             group(scale % 9, &mut digits)?;
         }
         text.push('.');

@@ -52,11 +52,6 @@ impl Reader {
         self.rows.table_id
     }
 
-    /// The number of bytes read so far.
-    pub fn read_bytes(&self) -> usize {
-        self.read
-    }
-
     /// The next row.
     ///
     /// # Errors
