@@ -119,7 +119,7 @@ class Postgres(Server):
     SETTINGS = {
         "wal_level": "logical", "fsync": "on", "synchronous_commit": "on", "shared_buffers": "512MB",
         "max_wal_size": "4GB", "checkpoint_timeout": "30min", "max_replication_slots": "20", "max_wal_senders": "20",
-        "autovacuum": "off", "wal_sender_timeout": "5min",
+        "wal_sender_timeout": "5min",
     }
 
     def __init__(self, dir):
