@@ -137,16 +137,27 @@ impl Feed {
         }
     }
 
-    /// Polls once, or, where that costs the source nothing, until a good transaction is gathered. What was gathered
-    /// before a failure stays in the open transaction and is committed with what comes after it.
+    /// Polls once, or, where that costs the source nothing, until a good transaction is gathered. When a poll fails, what
+    /// was gathered before stands in the open transaction, whole polls with their positions.
     async fn gather(&mut self) -> Result<Polled> {
         let mut count = 0;
         loop {
             let mut polled = self.source.poll().await?;
             count += polled.changes.len();
-            self.prepare(&mut polled).await.map_err(not_again)?;
-            // What was polled is in hand but not in the log: only a new start can fetch it again.
-            self.staged |= self.stage(&mut polled).await.map_err(not_again)?;
+            let staged = match self.prepare(&mut polled).await {
+                Ok(()) => self.stage(&mut polled).await,
+                Err(error) => Err(error),
+            };
+            match staged {
+                Ok(staged) => self.staged |= staged,
+                Err(error) => {
+                    // What was polled is in hand but not in the log: only a new start can fetch it again. Half of a poll
+                    // must not be committed without its position.
+                    (self.staged, self.bytes) = (false, 0);
+                    let _ = self.writer.abort().await;
+                    return Err(not_again(error));
+                }
+            }
             let room = count < GATHER_CHANGES && self.bytes < GATHER_BYTES;
             let gather_on = polled.more && polled.pause.is_zero() && !polled.ended && room;
             if !gather_on {

@@ -24,7 +24,7 @@ use super::{
     feed::{Feed, reconcile_part},
     file::SyncSpec,
     owner_of,
-    parked::{Parked, ParkedKey},
+    parked::{Parked, ParkedKey, dead_letters_of},
     reconcile::Reconciler,
     schemas::{Schemas, find_or_make},
     status::{State, Status, Watched},
@@ -178,6 +178,7 @@ impl Runner<'_> {
         }
         let draft = |table: &TableSchema| TopicSchema::draft(&self.spec.name, from.dialect(), table);
         let drafts: Vec<_> = tables.iter().map(draft).collect();
+        refuse_one_topic(&self.spec.name, &drafts)?;
         let log_id = self.session.log_id();
         let checked = match self.options.replace {
             false => {
@@ -442,9 +443,42 @@ async fn refuse_unfit(from: &dyn SourceConnector, tables: &[TableSchema], once: 
     refuse(from.preflight(tables, once).await?)
 }
 
+/// Two names that are one when they are written as a topic's would mix their rows.
+fn refuse_one_topic(sync: &str, drafts: &[TopicSchema]) -> Result<()> {
+    let mut seen = BTreeMap::from([(dead_letters_of(sync), "the sync's own dead letters".to_owned())]);
+    for draft in drafts {
+        let name = draft.table.full_name();
+        if let Some(other) = seen.insert(draft.topic.clone(), name.clone()) {
+            return Err(Error::conflict(format!(
+                "table {name} would share topic {} with {other}: leave one of them out, or give it a sync of its own",
+                draft.topic
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn refuse(findings: Vec<Finding>) -> Result<()> {
     let refused = findings.into_iter().find(|finding| finding.level == Level::Refuse);
     let Some(finding) = refused else { return Ok(()) };
     let cure = finding.cure.map(|cure| format!("; {cure}")).unwrap_or_default();
     Err(Error::conflict(format!("{}: {}{cure}", finding.subject, finding.message)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Dialect;
+
+    #[test]
+    fn names_that_are_one_topic_are_refused() {
+        let draft = |name: &str| {
+            let table = TableSchema { schema: None, name: name.into(), columns: Vec::new() };
+            TopicSchema::draft("s", Dialect::Sqlite, &table)
+        };
+        assert!(refuse_one_topic("s", &[draft("a b"), draft("a_x21b")]).is_ok());
+        let error = refuse_one_topic("s", &[draft("a b"), draft("a_x20b")]).expect_err("one topic");
+        assert!(error.to_string().contains("table a_x20b would share topic s.a_x20b with a b"), "{error}");
+        assert!(refuse_one_topic("s", &[draft("dead-letters")]).is_err());
+    }
 }
