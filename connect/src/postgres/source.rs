@@ -106,7 +106,8 @@ impl PostgresSource {
     /// Makes the connections that are missing.
     async fn open(&mut self) -> Result<()> {
         if self.side.is_none() {
-            self.side = Some(connect(&self.server).await?);
+            // A server that shuts down waits for who reads its stream: a stream that nobody reads would hold it up for ever.
+            self.side = Some(connect(&self.server).await.inspect_err(|_| self.stream = None)?);
         }
         if self.stream.is_none()
             && let Some(side) = &mut self.side

@@ -82,7 +82,17 @@ impl Sides {
             let mut after = None;
             while let Some(rows) = chunk(&mut *self.source, &pair.source, &mut after).await? {
                 for row in rows {
-                    let row = pair.wanted(row)?;
+                    let key = pair.source.key_of(&row);
+                    let row = match pair.wanted(row) {
+                        Ok(row) => row,
+                        // The target cannot hold it: whatever stands there is something else.
+                        Err(_) if share > 0 => continue,
+                        Err(_) => {
+                            diff.rows += 1;
+                            diff.note(What::Differing, key);
+                            continue;
+                        }
+                    };
                     let hash = hash_row(&pair.target.key_of(&row));
                     if hash % shares == share {
                         wanted.insert(hash, hash_row(&row) as u64);
@@ -128,7 +138,8 @@ impl Sides {
         {
             for row in rows {
                 let key = pair.source.key_of(&row);
-                if let Some(what) = found.remove(&hash_row(&pair.target.key_of(&pair.wanted(row)?))) {
+                let Ok(row) = pair.wanted(row) else { continue };
+                if let Some(what) = found.remove(&hash_row(&pair.target.key_of(&row))) {
                     diff.note(what, key);
                 }
             }
@@ -145,11 +156,16 @@ impl Sides {
             return self.compare(table).await;
         }
         let keys: Vec<Row> = [&diff.missing, &diff.differing].into_iter().flatten().cloned().collect();
-        let target_keys = keys.iter().map(|key| pair.translation.key(key.clone())).collect::<Result<Vec<_>>>()?;
+        // A key that the target cannot hold is not there; its own stands for it, and finds nothing.
+        let own = |key: &Row| pair.translation.key(key.clone()).unwrap_or_else(|_| vec![Value::Null; key.len()]);
+        let target_keys: Vec<Row> = keys.iter().map(own).collect();
         let sources = self.source.find(&pair.source, &keys).await?;
         let targets = self.target.find(&pair.target, &target_keys).await?;
         for ((key, source), target) in keys.into_iter().zip(sources).zip(targets) {
-            let source = source.map(|row| pair.wanted(row)).transpose()?;
+            let Ok(source) = source.map(|row| pair.wanted(row)).transpose() else {
+                still.note(What::Differing, key);
+                continue;
+            };
             let target = target.map(|row| pair.translation.comparable(row));
             match (source, target) {
                 (Some(a), Some(b)) if hash_row(&a) != hash_row(&b) => still.note(What::Differing, key),
@@ -166,7 +182,8 @@ impl Sides {
             && let Some(rows) = chunk(&mut *self.source, &pair.source, &mut after).await?
         {
             for row in rows {
-                extra.remove(&hash_row(&pair.target.key_of(&pair.wanted(row)?)));
+                let Ok(row) = pair.wanted(row) else { continue };
+                extra.remove(&hash_row(&pair.target.key_of(&row)));
             }
         }
         extra.into_values().for_each(|key| still.note(What::Extra, key));

@@ -143,6 +143,7 @@ impl Observer for Watched {
     fn caught_up(&self) {
         self.control.tell(|status| {
             status.behind_since_ms = None;
+            status.tables.iter_mut().for_each(|table| table.pending = 0);
             status.last_error = None;
             status.settle();
         });

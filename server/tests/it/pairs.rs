@@ -264,3 +264,28 @@ fn columns_come_and_tables_are_emptied_in_postgres() {
 fn columns_come_and_tables_are_emptied_in_mariadb() {
     a_changing_table("mariadb");
 }
+
+/// A server that shuts down waits for those who read its stream.
+#[test]
+fn a_source_can_be_shut_down_under_a_sync() {
+    let folder = Folder::with_env(&[("PAIRS_PW", PASSWORD)]);
+    let mut server = Postgres::start();
+    let db = server.fresh_database();
+    server.exec(&db, "create table t (id int primary key, v text); insert into t values (1, 'a')");
+    let from = format!("{{ url = '{}', password = '${{env:PAIRS_PW}}' }}", server.url(ADMIN, &db));
+    let file = format!("[sync.s]\nfrom = {from}\nto = 'sqlite:target.db'\ntables = ['t']\n");
+    std::fs::write(folder.path("s.toml"), file).unwrap();
+    let mut running = folder.start(&["sync", "run", "s.toml", "--data-dir", "log"]);
+    running.wait_err("in step, following");
+    let begun = std::time::Instant::now();
+    server.restart();
+    assert!(begun.elapsed().as_secs() < 20, "the server waited {:?} to end", begun.elapsed());
+    server.exec(&db, "insert into t values (2, 'b')");
+    let equal = poll(PATIENCE, || {
+        let path = folder.path("target.db");
+        let count = client::run(std::process::Command::new("sqlite3").arg(&path), b"select count(*) from t;").ok()?;
+        (count == b"2\n").then_some(())
+    });
+    assert!(equal.is_some(), "{}", running.err());
+    assert_eq!(running.stop("TERM").code, Some(0));
+}

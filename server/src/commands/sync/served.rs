@@ -14,10 +14,12 @@ use tidemill_connect::{
 };
 
 use super::read;
+use tidemill_core::{Error, ErrorKind};
+
 use crate::{
     cli::{Owned, StatusOutput, Target},
     client::Client,
-    commands::{count, reach_existing},
+    commands::{count, print_bytes, reach_existing},
     syncs::Applied,
 };
 
@@ -61,31 +63,33 @@ pub async fn status(file: Option<&Path>, output: StatusOutput, log: &Target) -> 
             }
         }
     }
-    match output {
-        StatusOutput::Json => println!("{}", serde_json::to_string_pretty(&all)?),
-        StatusOutput::Table if all.is_empty() => println!("no syncs"),
-        StatusOutput::Table => all.iter().for_each(print_status),
-    }
+    let text = match output {
+        StatusOutput::Json => serde_json::to_string_pretty(&all)? + "\n",
+        StatusOutput::Table if all.is_empty() => "no syncs\n".to_owned(),
+        StatusOutput::Table => all.iter().map(status_text).collect(),
+    };
+    print_bytes(text.as_bytes())?;
     let bad = all.iter().any(|status| matches!(status.state, State::Failed | State::Degraded));
     Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn print_status(status: &Status) {
+fn status_text(status: &Status) -> String {
     let state = serde_json::to_value(status.state).ok().and_then(|state| state.as_str().map(str::to_uppercase));
-    println!("sync {}: {}", status.sync, state.unwrap_or_default());
+    let mut lines = vec![format!("sync {}: {}", status.sync, state.unwrap_or_default())];
     if !status.from.is_empty() {
-        println!("  {} -> {}", status.from, status.to);
-        println!("  lag: {:.1} s{}", status.lag_seconds, source_lag(status));
+        lines.push(format!("  {} -> {}", status.from, status.to));
+        lines.push(format!("  lag: {:.1} s{}", status.lag_seconds, source_lag(status)));
     }
     for table in &status.tables {
-        println!("  {}: {}", table.table, table_text(table));
+        lines.push(format!("  {}: {}", table.table, table_text(table)));
     }
     if let Some(error) = &status.last_error {
-        println!("  last error: {error}");
+        lines.push(format!("  last error: {error}"));
     }
     for ParkedKey { topic, key, offset, cause, .. } in &status.parked {
-        println!("  parked: {} of {topic}, from offset {offset}: {cause}", shell_word(key));
+        lines.push(format!("  parked: {} of {topic}, from offset {offset}: {cause}", shell_word(key)));
     }
+    lines.join("\n") + "\n"
 }
 
 fn source_lag(status: &Status) -> String {
@@ -117,13 +121,23 @@ pub async fn retry(file: &Path, skipped: Option<&str>, log: &Target) -> anyhow::
 }
 
 async fn ask(client: &Client, specs: &[SyncSpec], skipped: Option<&str>) -> anyhow::Result<ExitCode> {
-    let mut waiting = 0;
+    let (mut waiting, mut told, mut unknown) = (0, false, None);
     for spec in specs {
         let (verb, body) = match skipped {
             Some(key) => ("skip", Some(json!({ "key": key }))),
             None => ("retry", None),
         };
-        let answer = client.call(Method::POST, &format!("/v1/syncs/{}/{verb}", spec.name), body).await?;
+        let answer = client.call(Method::POST, &format!("/v1/syncs/{}/{verb}", spec.name), body).await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            // A key is parked in one of a file's syncs.
+            Err(error) if skipped.is_some() && is_not_found(&error) => {
+                unknown = Some(error);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        told = true;
         let keys = |name: &str| serde_json::from_value::<Vec<ParkedKey>>(answer[name].clone());
         for key in keys("released")? {
             println!("released {} of {}", key.key, key.topic);
@@ -133,6 +147,13 @@ async fn ask(client: &Client, specs: &[SyncSpec], skipped: Option<&str>) -> anyh
             println!("parked   {} of {}: {}", key.key, key.topic, key.cause);
         }
     }
+    if let Some(error) = unknown.filter(|_| !told) {
+        return Err(error);
+    }
     println!("{} parked", count(waiting, "row"));
     Ok(if waiting > 0 && skipped.is_none() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::NotFound)
 }
