@@ -3,7 +3,7 @@
 #   make test    installs what the tests need, builds, checks, runs everything
 CARGO ?= cargo
 
-.PHONY: demo test soak bench build fmt
+.PHONY: demo test soak bench bench-sync build fmt
 
 demo:
 	@scripts/demo $(ARGS)
@@ -19,7 +19,12 @@ soak:
 bench:
 	$(CARGO) test --release --locked -p tidemill-streams --test it speed -- --ignored --nocapture
 	$(CARGO) test --release --locked -p tidemill-sql --test it arrow_windows -- --ignored --nocapture
+	$(CARGO) test --release --locked -p tidemill-connect --test it rows_a_second -- --ignored --nocapture
 	$(CARGO) run --release --locked -p tidemill -- bench log
+
+# Syncs beside the databases' own clients and beside Kafka Connect with Debezium. Builds nothing: TIDEMILL=path names the binary.
+bench-sync:
+	@scripts/bench-sync
 
 build:
 	$(CARGO) build --locked

@@ -6,9 +6,14 @@
 //! `{"$real": "Infinity"}`, `{"$text": "abc"}`, `{"$integer": 5}`, `{"$boolean": true}`, `{"$bytes": "<base64>"}` (invalid
 //! text), `{"$unchanged": true}` (a value that the source did not tell).
 
+use std::{collections::HashMap, fmt};
+
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeSeed, MapAccess, Visitor},
+};
 use serde_json::{Map, Number, Value as Json, json};
 use tidemill_core::{
     record::{FetchedRecord, Header, Record, Timestamp},
@@ -17,7 +22,7 @@ use tidemill_core::{
 
 use crate::{
     Error, Result,
-    change::{Change, Op, Row, TableSchema, Value},
+    change::{Change, Column, Op, Row, TableSchema, Value},
     types::Dialect,
 };
 
@@ -84,36 +89,33 @@ impl TopicSchema {
     /// Writes a change as records: one, or for a delete two (the event, then the tombstone).
     pub fn encode(&self, change: &Change, now: Timestamp, out: &mut Vec<Record>) {
         let key = Bytes::from(self.encode_key(&change.key));
-        let row = |row: &Option<Row>| row.as_ref().map_or(Json::Null, |row| self.object(row));
-        let event = json!({
-            "before": row(&change.before),
-            "after": row(&change.after),
-            "op": op_letter(change.op),
-            "source": {
-                "connector": self.connector, "sync": self.sync, "table": self.table.full_name(), "seq": change.sequence,
+        let event = EventJson {
+            before: self.row_json(change.before.as_deref()),
+            after: self.row_json(change.after.as_deref()),
+            op: op_letter(change.op),
+            source: SourceJson {
+                connector: self.connector,
+                sync: &self.sync,
+                table: self.table.full_name(),
+                seq: change.sequence,
             },
-            "ts_ms": now.0,
-        });
+            ts_ms: now.0,
+        };
         let headers = vec![Header::text(SCHEMA_HEADER, self.id.to_string())];
-        let value = Bytes::from(event.to_string());
+        let value = Bytes::from(written(&event));
         out.push(Record { key: Some(key.clone()), value: Some(value), headers: headers.clone(), timestamp: Some(now) });
         if change.op == Op::Delete {
             out.push(Record { key: Some(key), value: None, headers, timestamp: Some(now) });
         }
     }
 
-    /// The canonical bytes of a key.
-    pub fn encode_key(&self, key: &[Value]) -> String {
-        let mut object = Map::new();
-        for (column, value) in self.table.key_columns().into_iter().zip(key) {
-            object.insert(self.table.columns[column].name.clone(), encode_value(self.kinds[column], value));
-        }
-        Json::Object(object).to_string()
+    fn row_json<'a>(&'a self, row: Option<&'a [Value]>) -> Option<RowJson<'a>> {
+        row.map(|row| RowJson { columns: &self.table.columns, kinds: &self.kinds, row })
     }
 
-    fn object(&self, row: &[Value]) -> Json {
-        let columns = self.table.columns.iter().zip(&self.kinds).zip(row);
-        Json::Object(columns.map(|((column, kind), value)| (column.name.clone(), encode_value(*kind, value))).collect())
+    /// The canonical bytes of a key.
+    pub fn encode_key(&self, key: &[Value]) -> String {
+        written(&KeyJson { schema: self, key })
     }
 
     /// Reads a change back from a record; `None` for a tombstone.
@@ -142,21 +144,176 @@ impl TopicSchema {
         Ok(Change { table: 0, op, key: self.table.key_of(image), sequence: event.source.seq, before, after })
     }
 
-    fn row(&self, mut object: Map<String, Json>) -> Result<Row> {
-        let value = |name: &String| match object.remove(name) {
-            Some(json) => decode_value(json).map_err(|e| e.context(format!("column {name:?}"))),
-            None => Err(Error::corrupt(format!("column {name:?} is missing"))),
-        };
-        self.table.columns.iter().map(|column| &column.name).map(value).collect()
+    fn row(&self, cells: Cells) -> Result<Row> {
+        let columns = &self.table.columns;
+        let in_order =
+            cells.0.len() == columns.len() && columns.iter().zip(&cells.0).all(|(c, (name, _))| c.name == *name);
+        if in_order {
+            return Ok(cells.0.into_iter().map(|(_, value)| value).collect());
+        }
+        let mut by_name: HashMap<String, Value> = cells.0.into_iter().collect();
+        let value =
+            |name: &String| by_name.remove(name).ok_or_else(|| Error::corrupt(format!("column {name:?} is missing")));
+        columns.iter().map(|column| &column.name).map(value).collect()
+    }
+}
+
+/// JSON as text; writing to memory does not fail, and nothing here has keys that are no text.
+fn written(json: &impl Serialize) -> String {
+    serde_json::to_string(json).unwrap_or_else(|e| unreachable!("{e}"))
+}
+
+// Events are written straight from rows: a tree of JSON values in between cost more than all else of a sync.
+
+#[derive(Serialize)]
+struct EventJson<'a> {
+    before: Option<RowJson<'a>>,
+    after: Option<RowJson<'a>>,
+    op: &'static str,
+    source: SourceJson<'a>,
+    ts_ms: i64,
+}
+
+#[derive(Serialize)]
+struct SourceJson<'a> {
+    connector: Dialect,
+    sync: &'a str,
+    table: String,
+    seq: i64,
+}
+
+struct RowJson<'a> {
+    columns: &'a [Column],
+    kinds: &'a [Kind],
+    row: &'a [Value],
+}
+
+impl Serialize for RowJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let cells = self.columns.iter().zip(self.kinds).zip(self.row);
+        serializer.collect_map(cells.map(|((column, kind), value)| (&column.name, ValueJson(*kind, value))))
+    }
+}
+
+struct KeyJson<'a> {
+    schema: &'a TopicSchema,
+    key: &'a [Value],
+}
+
+impl Serialize for KeyJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let columns = self.schema.table.key_columns().into_iter().zip(self.key);
+        serializer.collect_map(columns.map(|(column, value)| {
+            (&self.schema.table.columns[column].name, ValueJson(self.schema.kinds[column], value))
+        }))
+    }
+}
+
+struct ValueJson<'a>(Kind, &'a Value);
+
+impl Serialize for ValueJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let Self(kind, value) = self;
+        match value {
+            Value::Null => serializer.serialize_unit(),
+            Value::Integer(i) if kind.fits(value) => serializer.serialize_i64(*i),
+            Value::Real(r) if r.is_finite() && kind.fits(value) => serializer.serialize_f64(*r),
+            Value::Text(text) if kind.fits(value) => serializer.serialize_str(text),
+            other => encode_value(*kind, other).serialize(serializer),
+        }
     }
 }
 
 #[derive(Deserialize)]
 struct Event {
-    before: Option<Map<String, Json>>,
-    after: Option<Map<String, Json>>,
+    before: Option<Cells>,
+    after: Option<Cells>,
     op: String,
     source: EventSource,
+}
+
+/// The columns of an image, in the order in which they stand there.
+struct Cells(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Cells {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Image;
+
+        impl<'de> Visitor<'de> for Image {
+            type Value = Cells;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a row")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Cells, A::Error> {
+                let mut cells = Vec::with_capacity(map.size_hint().unwrap_or(8));
+                while let Some(name) = map.next_key::<String>()? {
+                    let value = map
+                        .next_value_seed(ValueSeed)
+                        .map_err(|e| <A::Error as serde::de::Error>::custom(format!("column {name:?}: {e}")))?;
+                    cells.push((name, value));
+                }
+                Ok(Cells(cells))
+            }
+        }
+
+        deserializer.deserialize_map(Image)
+    }
+}
+
+struct ValueSeed;
+
+impl<'de> DeserializeSeed<'de> for ValueSeed {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ValueSeed {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value that a source writes")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Value, E> {
+        Ok(Value::Boolean(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> std::result::Result<Value, E> {
+        Ok(Value::Integer(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> std::result::Result<Value, E> {
+        Ok(i64::try_from(value).map_or(Value::Unsigned(value), Value::Integer))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> std::result::Result<Value, E> {
+        Ok(Value::Real(value))
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Value, E> {
+        Ok(Value::Text(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> std::result::Result<Value, E> {
+        Ok(Value::Text(text))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((tag, content)) = map.next_entry::<String, Json>()? {
+            object.insert(tag, content);
+        }
+        decode_tagged(&object).ok_or_else(|| serde::de::Error::custom("a tag that no source writes"))
+    }
 }
 
 #[derive(Deserialize)]

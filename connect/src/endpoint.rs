@@ -143,6 +143,14 @@ impl Endpoint {
         }
     }
 
+    /// Whether its password stands in the sync file itself.
+    pub fn holds_password(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => false,
+            Self::Postgres(server) | Self::Mysql(server) => matches!(server.password, Some(Secret::Plain(_))),
+        }
+    }
+
     /// Which kind of database it is.
     pub fn dialect(&self) -> Dialect {
         match self {

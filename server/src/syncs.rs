@@ -42,8 +42,21 @@ pub struct Applied {
 }
 
 impl Applied {
-    fn specs(&self) -> Result<Vec<SyncSpec>> {
-        parse_text(&self.file, &self.text)
+    /// Its syncs.
+    ///
+    /// # Errors
+    /// `Invalid` for a fault in it, and for a password that stands in it: it would be stored.
+    pub fn specs(&self) -> Result<Vec<SyncSpec>> {
+        let specs = parse_text(&self.file, &self.text)?;
+        let open = specs.iter().find(|spec| spec.from.holds_password() || spec.to.holds_password());
+        match open {
+            None => Ok(specs),
+            Some(spec) => Err(Error::invalid(format!(
+                "sync {}: a password stands in the file, and would be stored by the server; name it by ${{env:NAME}} or \
+                 ${{file:PATH}}",
+                spec.name
+            ))),
+        }
     }
 
     fn spec(&self, name: &str) -> Result<SyncSpec> {

@@ -138,8 +138,8 @@ fn declare(mut schemas: Vec<TopicSchema>) -> Option<Declared> {
     };
     let older_allows = |name: &str| schemas.iter().any(|schema| may_be_null(schema, name));
     let columns = &present.table.columns;
-    // PostgreSQL does not tell all of a row that is gone.
-    let untold = |column: &Column| present.connector == Dialect::Postgres && column.key.is_none();
+    // Servers do not tell all of a row that is gone.
+    let untold = |column: &Column| present.connector != Dialect::Sqlite && column.key.is_none();
     let nullable = columns.iter().map(|c| !c.not_null || untold(c) || older_allows(&c.name)).collect();
     Some(Declared { nullable, present })
 }

@@ -37,7 +37,8 @@ pub fn bind(
 ) -> Result<Binding, Stop> {
     let table = known.full_name();
     let named = map.columns.iter().all(|column| column.name.is_some());
-    if !named && map.columns.len() != found.columns.len() {
+    // Without names the catalog tells which column is which, and it may be newer than the rows.
+    if !named && (map.columns.len() != found.columns.len() || found.schema.columns != known.columns) {
         return Err(Stop::NoNames { table });
     }
     let mut cells = Vec::with_capacity(map.columns.len());

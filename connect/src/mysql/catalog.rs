@@ -1,6 +1,6 @@
 //! What the server says of itself and of its tables.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use mysql_async::{Conn, Row as WireRow, prelude::Queryable};
 use tidemill_core::suggest::nearest;
@@ -83,12 +83,14 @@ pub async fn list(conn: &mut Conn, database: &str) -> Result<Vec<Found>> {
     let keys = "SELECT TABLE_NAME, COLUMN_NAME, SEQ_IN_INDEX, SUB_PART FROM information_schema.STATISTICS \
                 WHERE TABLE_SCHEMA = ? AND INDEX_NAME = 'PRIMARY'";
     let mut places: HashMap<(String, String), u32> = HashMap::new();
+    // A key of which a part is the start of a value, or is left out, does not tell rows apart.
+    let mut keyless: HashSet<String> = HashSet::new();
     for row in strings(conn, keys, &[database]).await? {
-        // The start of a value is no key.
-        if cell(&row, 3).is_empty() {
-            let place: u32 = cell(&row, 2).parse().unwrap_or(1);
-            places.insert((cell(&row, 0), cell(&row, 1)), place.saturating_sub(1));
+        if !cell(&row, 3).is_empty() {
+            keyless.insert(cell(&row, 0));
         }
+        let place: u32 = cell(&row, 2).parse().unwrap_or(1);
+        places.insert((cell(&row, 0), cell(&row, 1)), place.saturating_sub(1));
     }
     let columns = "SELECT TABLE_NAME, COLUMN_NAME, COLUMN_TYPE, IS_NULLABLE, CHARACTER_SET_NAME, EXTRA, COLUMN_DEFAULT \
                    FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = ? ORDER BY TABLE_NAME, ORDINAL_POSITION";
@@ -101,6 +103,9 @@ pub async fn list(conn: &mut Conn, database: &str) -> Result<Vec<Found>> {
         let extra = cell(&row, 5).to_ascii_uppercase();
         let generated = extra.contains("VIRTUAL GENERATED") || extra.contains("STORED GENERATED");
         let not_null = cell(&row, 3) == "NO";
+        if generated && places.contains_key(&place) {
+            keyless.insert(place.0.clone());
+        }
         if !generated {
             let key = places.get(&place).copied();
             let column = Column { name: name.clone(), declared_type: declared_type.clone(), not_null, key };
@@ -109,6 +114,10 @@ pub async fn list(conn: &mut Conn, database: &str) -> Result<Vec<Found>> {
         let charset = row.get(4).cloned().flatten();
         let default = row.get(6).cloned().flatten().filter(|default| default != "NULL");
         found.columns.push(Physical { name, declared_type, charset, not_null, generated, default });
+    }
+    for name in keyless {
+        let columns = found.get_mut(&name).map(|found| &mut found.schema.columns);
+        columns.into_iter().flatten().for_each(|column| column.key = None);
     }
     Ok(found.into_values().collect())
 }

@@ -47,10 +47,23 @@ enum Token {
     Mark(char),
 }
 
+/// What is made and dropped, and is no table.
+const OTHERS: [&str; 8] = ["VIEW", "TRIGGER", "PROCEDURE", "FUNCTION", "EVENT", "USER", "ROLE", "SERVER"];
+
 impl Statement {
     /// Reads a statement.
     pub fn parse(text: &str) -> Self {
-        let tokens = tokens(text);
+        let mut tokens = tokens(text);
+        let is =
+            |token: &Token, name: &str| matches!(token, Token::Word(word, false) if word.eq_ignore_ascii_case(name));
+        // SET STATEMENT name = value FOR statement.
+        if tokens.len() > 1
+            && is(&tokens[0], "SET")
+            && is(&tokens[1], "STATEMENT")
+            && let Some(at) = tokens.iter().position(|token| is(token, "FOR"))
+        {
+            tokens.drain(..=at);
+        }
         let word = |n: usize| match tokens.get(n) {
             Some(Token::Word(word, false)) => word.to_ascii_uppercase(),
             _ => String::new(),
@@ -59,7 +72,14 @@ impl Statement {
             let is = |token: &Token| matches!(token, Token::Word(word, false) if word.eq_ignore_ascii_case(name));
             tokens.iter().any(is)
         };
-        let names = || names(&tokens[1..]);
+        let names = || names(tokens.get(1..).unwrap_or_default());
+        // What a statement makes or drops, whatever words stand in its columns.
+        let made = || {
+            let kinds = OTHERS.iter().chain(&["TABLE", "TEMPORARY", "INDEX", "SEQUENCE", "DATABASE", "SCHEMA"]);
+            let known: Vec<_> = kinds.collect();
+            let mut words = (1..tokens.len()).map(word);
+            words.find(|word| known.iter().any(|known| **known == *word)).unwrap_or_default()
+        };
         match word(0).as_str() {
             "BEGIN" | "START" => Self::Begin,
             "COMMIT" => Self::Commit,
@@ -75,19 +95,17 @@ impl Statement {
             }
             "DROP" if matches!(word(1).as_str(), "TABLE" | "TABLES") => Self::Drop(names()),
             // A temporary table hides a table of its name; it is no table of ours.
-            "DROP" | "CREATE" if has("TEMPORARY") => Self::Other,
-            "DROP" | "CREATE"
-                if ["VIEW", "TRIGGER", "PROCEDURE", "FUNCTION", "EVENT", "USER", "ROLE"].into_iter().any(has) =>
-            {
-                Self::Other
-            }
+            "DROP" | "CREATE" if made() == "TEMPORARY" => Self::Other,
+            "DROP" | "CREATE" if OTHERS.contains(&made().as_str()) => Self::Other,
             "CREATE" => Self::Alter { names: names(), loses: word(1) == "OR" && has("TABLE"), creates: has("TABLE") },
             "RENAME" if word(1) != "USER" => Self::Alter { names: names(), loses: true, creates: false },
             "DROP" => Self::Alter { names: names(), loses: false, creates: false },
             "ALTER" => {
                 let partition = has("PARTITION") && ["TRUNCATE", "DROP", "EXCHANGE", "CONVERT"].into_iter().any(has);
-                let loses =
-                    partition || has("RENAME") && !has("COLUMN") && !has("INDEX") && !has("KEY") || has("TABLESPACE");
+                let renames = (0..tokens.len())
+                    .any(|n| word(n) == "RENAME" && !["COLUMN", "INDEX", "KEY"].contains(&word(n + 1).as_str()));
+                // ALTER IGNORE drops the rows that stand in its way.
+                let loses = partition || renames || word(1) == "IGNORE" || has("TABLESPACE");
                 Self::Alter { names: names(), loses, creates: false }
             }
             _ => Self::Other,

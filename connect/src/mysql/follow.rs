@@ -40,6 +40,8 @@ use crate::{
     endpoint::Server,
 };
 
+/// So many tables of the binlog are remembered.
+const MAX_MAPS: usize = 1_000;
 const MOST_CHANGES: usize = 2_000;
 const MOST_BYTES: usize = 4 << 20;
 const WAIT: Duration = Duration::from_millis(100);
@@ -144,6 +146,8 @@ pub struct Follower {
     /// An error that must wait for the next poll.
     failed: Option<Error>,
     waiting: Option<Waiting>,
+    /// Whether the binlog does not name columns.
+    unnamed: bool,
     limit: usize,
     copy_from: Instant,
     parts: BTreeMap<String, String>,
@@ -205,6 +209,7 @@ impl Follower {
             held: None,
             failed: None,
             waiting: None,
+            unnamed: false,
             limit: FIRST_ROWS,
             copy_from: Instant::now(),
             parts: follow.stored,

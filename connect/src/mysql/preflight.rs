@@ -31,6 +31,7 @@ pub async fn preflight(server: &Server, tables: &[TableSchema], once: bool) -> R
     if !once {
         settings(&mut conn, flavour, &mut findings).await?;
         rights(&mut conn, server, flavour, &mut findings).await?;
+        unlogged(&mut conn, server, tables, &mut findings).await?;
     }
     may_read(&mut conn, server, tables, &mut findings).await?;
     for found in list(&mut conn, &server.database).await? {
@@ -111,6 +112,52 @@ async fn may_read(conn: &mut Conn, server: &Server, tables: &[TableSchema], find
         };
         let message = format!("it cannot be read: {}", error.message());
         findings.push(Finding::new(table.full_name(), Level::Refuse, message, cure));
+    }
+    Ok(())
+}
+
+/// Changes that the binlog would not have: of a filtered database, on a replica that does not log, by a cascade.
+async fn unlogged(conn: &mut Conn, server: &Server, tables: &[TableSchema], findings: &mut Vec<Finding>) -> Result<()> {
+    let mut status = super::catalog::strings(conn, "SHOW MASTER STATUS", &[]).await;
+    if status.is_err() {
+        status = super::catalog::strings(conn, "SHOW BINARY LOG STATUS", &[]).await;
+    }
+    let row = status.unwrap_or_default().into_iter().next().unwrap_or_default();
+    let list = |at: usize| -> Vec<String> {
+        let listed = row.get(at).cloned().flatten().unwrap_or_default();
+        listed.split(',').map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()).collect()
+    };
+    let (logged, ignored, database) = (list(2), list(3), server.database.to_ascii_lowercase());
+    if (!logged.is_empty() && !logged.contains(&database)) || ignored.contains(&database) {
+        let cure =
+            "in the server's configuration: let binlog_do_db and binlog_ignore_db have the database in the binlog";
+        let message = format!("the binlog leaves out database {}", server.database);
+        findings.push(Finding::new("binlog_do_db", Level::Refuse, message, Some(cure.into())));
+    }
+    let replica = super::catalog::strings(conn, "SHOW SLAVE STATUS", &[]).await;
+    let logs = value(conn, "SELECT @@GLOBAL.log_slave_updates").await.ok().flatten();
+    if logs.as_deref() == Some("0") && replica.is_ok_and(|rows| !rows.is_empty()) {
+        let cure = "in the server's configuration under [mysqld]: log_slave_updates = 1, then start it again";
+        let message = "this is a replica that does not write its primary's changes into its own binlog";
+        findings.push(Finding::new("log_slave_updates", Level::Refuse, message, Some(cure.into())));
+    }
+    let cascades = "SELECT TABLE_NAME, CONSTRAINT_NAME, DELETE_RULE, UPDATE_RULE \
+                    FROM information_schema.REFERENTIAL_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = ? \
+                    AND (DELETE_RULE NOT IN ('RESTRICT', 'NO ACTION') OR UPDATE_RULE NOT IN ('RESTRICT', 'NO ACTION'))";
+    for row in super::catalog::strings(conn, cascades, &[&server.database]).await? {
+        let cell = |at: usize| row.get(at).cloned().flatten().unwrap_or_default();
+        let Some(table) = tables.iter().find(|table| table.name == cell(0)) else { continue };
+        let (constraint, name) = (cell(1), full_identifier(table));
+        let message = format!(
+            "foreign key {constraint} (ON DELETE {}, ON UPDATE {}) changes rows that the binlog does not have",
+            cell(2),
+            cell(3)
+        );
+        let cure = format!(
+            "ALTER TABLE {name} DROP FOREIGN KEY {}, then add it with ON DELETE RESTRICT ON UPDATE RESTRICT",
+            super::endpoint::identifier(&constraint)
+        );
+        findings.push(Finding::new(table.full_name(), Level::Refuse, message, Some(cure)));
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ use crate::{
     converter::TopicSchema,
     endpoint::Server,
     target::{
-        Existing, POSITIONS, fold,
+        Existing, POSITIONS, fold, gone,
         ledger::{Ledger, Stored, Turn},
         refuse_tables,
     },
@@ -155,6 +155,7 @@ impl MysqlSink {
             }
             Turn::Apply { generation } => generation,
         };
+        self.ledger.settled(&rows);
         let mut rows: HashMap<String, Stored> = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
         for (topic, row) in known {
             let next_offset = rows.get(&topic).map_or(0, |row| row.next_offset);
@@ -200,6 +201,8 @@ impl MysqlSink {
                 table::evolve(conn, &wanted).await?;
                 applied = own;
             }
+        } else if ours && stored.and_then(|row| row.copy) == Some(copy) {
+            return Err(gone(schema, &self.target()));
         } else {
             if !ours {
                 check_tables(conn, &self.target(), &[(schema.topic.clone(), translation.clone())], &[]).await?;

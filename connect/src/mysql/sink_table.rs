@@ -180,5 +180,20 @@ pub(super) async fn state(conn: &mut Conn, table: &TableSchema) -> Result<Existi
 /// What keeps an empty table from being used.
 pub(super) async fn unfit(conn: &mut Conn, table: &TableSchema) -> Result<Option<String>> {
     let Some(found) = inspect(conn, table).await? else { return Ok(None) };
+    // Keys that the table's own rules take for one would be one row.
+    let lax = format!(
+        "SELECT c.COLUMN_NAME FROM information_schema.STATISTICS s JOIN information_schema.COLUMNS c \
+         USING (TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME) WHERE s.TABLE_SCHEMA = DATABASE() AND s.TABLE_NAME = {} \
+         AND s.INDEX_NAME = 'PRIMARY' AND (s.SUB_PART IS NOT NULL OR c.COLLATION_NAME IS NOT NULL \
+         AND c.COLLATION_NAME NOT LIKE '%\\_nopad\\_bin' AND c.COLLATION_NAME NOT LIKE '%\\_0900\\_bin') LIMIT 1",
+        literal(&table.name)
+    );
+    let doing = format!("look at target table {}", table.name);
+    let lax: Option<String> = first(conn, &doing, &lax).await?;
+    if let Some(column) = lax {
+        return Ok(Some(format!(
+            "key column {column} does not tell all keys apart: it needs the collation utf8mb4_nopad_bin"
+        )));
+    }
     Ok(target::unfit(table, &found.table, |name| found.optional.iter().any(|own| own == name)))
 }

@@ -8,7 +8,7 @@ use super::{
     catalog::{list_tables, match_tables},
     copy::Copier,
     endpoint::{PostgresServer, connect, literal, query, quoted_table},
-    position::{StreamPosition, decode},
+    position::{CopyState, StreamPosition, decode},
     preflight::{preflight, preflight_tables},
     reader::{Reader, Rows},
     shape::Followed,
@@ -44,7 +44,7 @@ impl PostgresServer {
         let server = self.server.clone();
         let Some((position, mut stored)) = decode(&follow.stored)? else {
             let name = object_name(&follow.sync, &follow.log_id);
-            publish(&mut side, &name, &follow.tables, true).await?;
+            publish(&mut side, &name, &follow.tables, &[], true).await?;
             let lsn = create_slot(&mut side, &name).await?;
             let (stream, identity) = Stream::open_new(&self.server, &name, lsn).await?;
             let position = StreamPosition {
@@ -56,26 +56,31 @@ impl PostgresServer {
                 partial: None,
             };
             let tables = follow.tables.into_iter().map(|table| Followed::new(table, None)).collect();
-            let copier = Copier::new(&name, false);
+            let copier = Copier::new(&name, true);
             let parts = Parts { server, side, stream, position, tables, forgotten: Vec::new(), copier, end };
             return Ok(PostgresSource::new(parts));
         };
         let stream = Stream::resume(&self.server, &mut side, &position, position.lsn, true).await?;
         let mut published: Vec<TableSchema> = Vec::new();
-        let (mut tables, mut begins) = (Vec::new(), false);
+        let (mut tables, mut begins, mut followed) = (Vec::new(), false, Vec::new());
         let now = log_end(&mut side).await?;
         for table in follow.tables {
             let name = table.full_name();
             published.push(table.clone());
             tables.push(match stored.remove(&name) {
-                Some(known) if !follow.recopy.contains(&name) => Followed::known(known),
+                Some(known) if !follow.recopy.contains(&name) => {
+                    if known.copy != CopyState::NotStarted {
+                        followed.push(name);
+                    }
+                    Followed::known(known)
+                }
                 _ => {
                     begins = true;
                     Followed::new(table, Some(now))
                 }
             });
         }
-        let added = publish(&mut side, &position.publication, &published, false).await?;
+        let added = publish(&mut side, &position.publication, &published, &followed, false).await?;
         // What a table brought before it was published, or before it is copied anew, only the copy can tell.
         if added || begins {
             let now = log_end(&mut side).await?;

@@ -25,7 +25,7 @@ use sqlx::PgConnection;
 
 use super::{
     catalog::from_item,
-    endpoint::{execute, literal, query_one},
+    endpoint::{execute, literal, query_one, quoted_table},
     lookup::page_query,
     text::{copy_out, kinds},
 };
@@ -228,7 +228,13 @@ impl Copier {
         }
         let doing = format!("copy table {}", schema.full_name());
         let from = from_item(side, schema).await?;
-        execute(side, &doing, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        // The lock comes before the snapshot: a table that is rewritten meanwhile looks empty to older snapshots.
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '10s'; \
+             LOCK TABLE {} IN ACCESS SHARE MODE",
+            quoted_table(schema.schema.as_deref(), &schema.name)
+        );
+        execute(side, &doing, begin).await?;
         let snapshot = snapshot(side).await?;
         let sql = page_query(schema, &from, after, self.limit);
         let (rows, size, whole) = copy_out(side, &doing, kinds(schema), &sql, MAX_BYTES).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use sqlx::{
-    AssertSqlSafe, Connection, Executor, PgConnection, Row as _, ValueRef,
+    AssertSqlSafe, ConnectOptions as _, Connection, Executor, PgConnection, Row as _, ValueRef,
     postgres::{PgConnectOptions, PgSslMode},
 };
 
@@ -74,6 +74,8 @@ pub async fn connect(server: &Server) -> Result<PgConnection> {
     if let Some(password) = server.password()? {
         options = options.password(&password);
     }
+    // The driver would write slow statements into our log, with the rows that stand in them.
+    options = options.disable_statement_logging();
     let doing = || format!("connect to postgres://{server}");
     match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {
         Ok(Ok(conn)) => Ok(conn),

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 
 use super::{
     catalog::{DEFAULT_SCHEMA, find_table, from_item},
-    endpoint::{connect, execute},
+    endpoint::{connect, execute, quoted_table},
     lookup::{find_rows, page_query},
     text::{copy_out, kinds},
 };
@@ -42,14 +42,14 @@ impl Reader {
         if let Some(table) = tables.iter().find(|table| table.key_columns().is_empty()) {
             return Err(Error::unsupported(format!("table {} has no key", table.full_name())));
         }
-        let conn = Some(snapshot(&server).await?);
+        let conn = Some(snapshot(&server, &tables).await?);
         Ok(Self { server, conn, tables, table: 0, after: None, limit: FIRST_ROWS })
     }
 
     async fn rows(&mut self) -> Result<Vec<Row>> {
         if self.conn.is_none() {
             // The moment is gone with the connection: all is read again, as it is now.
-            self.conn = Some(snapshot(&self.server).await?);
+            self.conn = Some(snapshot(&self.server, &self.tables).await?);
             (self.table, self.after, self.limit) = (0, None, FIRST_ROWS);
         }
         let (Some(conn), Some(table)) = (&mut self.conn, self.tables.get(self.table)) else { return Ok(Vec::new()) };
@@ -64,10 +64,17 @@ impl Reader {
     }
 }
 
-async fn snapshot(server: &Server) -> Result<PgConnection> {
+async fn snapshot(server: &Server, tables: &[TableSchema]) -> Result<PgConnection> {
     let mut conn = connect(server).await?;
-    // The first query fixes the moment, not the transaction's begin.
-    let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1";
+    // The first query fixes the moment, not the transaction's begin. The locks come before it: a table that is rewritten
+    // meanwhile looks empty to older snapshots.
+    let name = |table: &TableSchema| quoted_table(table.schema.as_deref(), &table.name);
+    let names: Vec<_> = tables.iter().map(name).collect();
+    let sql = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '10s'; \
+         LOCK TABLE {} IN ACCESS SHARE MODE; SELECT 1",
+        names.join(", ")
+    );
     execute(&mut conn, "begin to read", sql).await?;
     Ok(conn)
 }

@@ -29,7 +29,7 @@ use crate::{
     converter::TopicSchema,
     endpoint::Server,
     target::{
-        Existing, POSITIONS, fold,
+        Existing, POSITIONS, fold, gone,
         ledger::{Ledger, Stored, Turn},
         refuse_tables,
     },
@@ -105,7 +105,10 @@ impl PostgresSink {
     ) -> Result<()> {
         let target = self.target();
         session.staged.clear();
-        execute(&mut session.conn, "begin", "BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        // Before there are rows to lock, two workers that start at once would both find none.
+        let key = literal(&format!("tidemill/{}", self.ledger.sync()));
+        let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtext({key}))");
+        execute(&mut session.conn, "begin", begin.as_str()).await?;
         let rows = match stored(&mut session.conn, self.ledger.sync(), true).await? {
             Some(rows) => rows,
             None => {
@@ -121,6 +124,7 @@ impl PostgresSink {
             }
             Turn::Apply { generation } => generation,
         };
+        self.ledger.settled(&rows);
         let mut rows: HashMap<String, Stored> = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
         for TopicChanges { schema, changes } in changes {
             let prepared = self.prepare(session, &mut rows, &schema).await?;
@@ -161,6 +165,8 @@ impl PostgresSink {
                 table::evolve(conn, &wanted).await?;
                 applied = own;
             }
+        } else if ours && stored.and_then(|row| row.copy) == Some(copy) {
+            return Err(gone(schema, &self.target()));
         } else {
             if !ours {
                 check_tables(conn, &self.target(), &[(schema.topic.clone(), translation.clone())], &[]).await?;

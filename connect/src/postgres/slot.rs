@@ -164,6 +164,18 @@ pub(super) async fn published(conn: &mut PgConnection, name: &str) -> Result<Opt
             )));
         }
     }
+    // A filter leaves rows or columns out; servers before 15 have none.
+    let filtered = format!(
+        "SELECT (to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL)::text \
+         FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+         WHERE p.pubname = {} ORDER BY 1 DESC LIMIT 1",
+        literal(name)
+    );
+    if query_one(conn, "look at the publication", filtered).await?.as_deref() == Some("true") {
+        return Err(Error::conflict(format!(
+            "publication {name} has a row filter or a list of columns, and leaves changes out: it must publish whole tables"
+        )));
+    }
     let sql = format!(
         "SELECT schemaname || '.' || tablename FROM pg_catalog.pg_publication_tables WHERE pubname = {}",
         literal(name)
@@ -172,12 +184,25 @@ pub(super) async fn published(conn: &mut PgConnection, name: &str) -> Result<Opt
     Ok(Some(rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect()))
 }
 
-/// Lets the publication cover these tables, making it if `make`. Tells whether tables were added.
+/// Lets the publication cover these tables, making it if `make`. Tells whether tables were added. Tables that are `known`
+/// must be covered already.
 ///
 /// # Errors
 /// `Denied` with the statement for somebody who may; `Conflict` where it is gone.
-pub(super) async fn publish(conn: &mut PgConnection, name: &str, tables: &[TableSchema], make: bool) -> Result<bool> {
+pub(super) async fn publish(
+    conn: &mut PgConnection,
+    name: &str,
+    tables: &[TableSchema],
+    known: &[String],
+    make: bool,
+) -> Result<bool> {
     let present = published(conn, name).await?;
+    // A table that was followed and is published no more was made anew, or taken out: what happened since is unknown.
+    if let Some(present) = &present
+        && let Some(left) = known.iter().find(|known| !present.contains(known))
+    {
+        return Err(Stop::Unpublished(left.clone()).into());
+    }
     let (doing, statement) = match &present {
         None if !make => return Err(Stop::PublicationGone(name.to_owned()).into()),
         None => ("make the publication", create_publication(name, tables)),

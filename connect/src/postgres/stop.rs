@@ -26,6 +26,10 @@ pub(super) enum Stop {
     Timeline { stored: u32, found: u32 },
     /// The publication does not exist.
     PublicationGone(String),
+    /// A table that was followed is not in the publication any more.
+    Unpublished(String),
+    /// The server ends before the position: it was restored.
+    Behind { end: String, stored: String },
     /// The table's columns are no longer what was captured, in a way that cannot be followed.
     Columns { table: String, what: String },
     /// The table does not exist any more.
@@ -71,6 +75,17 @@ impl fmt::Display for Stop {
             Self::PublicationGone(name) => {
                 write!(f, "publication {name} is gone: changes since were not published; to begin anew: {ANEW}")
             }
+            Self::Unpublished(table) => write!(
+                f,
+                "table {table} is not published any more: it was made anew, renamed or taken out of the publication, and what \
+                 happened to it since is not known; to copy it anew: tidemill sync run FILE --recopy {}",
+                shell_word(table)
+            ),
+            Self::Behind { end, stored } => write!(
+                f,
+                "the server's log ends at {end}, before the position {stored} in this log: it was restored from a backup; to \
+                 begin anew: {ANEW}"
+            ),
             Self::Columns { table, what } => write!(
                 f,
                 "the columns of table {table} changed: {what}; to copy the table anew: tidemill sync run FILE --recopy {}",

@@ -33,10 +33,12 @@ pub(super) struct Stream {
     client: ReplicationClient,
 }
 
-/// The system identifier and timeline of a server.
+/// The system identifier and timeline of a server, and how far its log goes.
 pub(super) struct Identity {
     pub(super) system: String,
     pub(super) timeline: u32,
+    /// The end of its log.
+    pub(super) end: Lsn,
 }
 
 impl Stream {
@@ -63,6 +65,10 @@ impl Stream {
                 let (stored, found) = (position.system.clone(), found.system.clone());
                 return Err(Stop::OtherServer { stored, found }.into());
             }
+            if found.end < position.lsn {
+                let (end, stored) = (found.end.to_string(), position.lsn.to_string());
+                return Err(Stop::Behind { end, stored }.into());
+            }
             match found.timeline == position.timeline {
                 true => Ok(()),
                 false => Err(Stop::Timeline { stored: position.timeline, found: found.timeline }.into()),
@@ -87,7 +93,8 @@ impl Stream {
         let open = async {
             let mut client = ReplicationClient::connect_gated(config).await.map_err(fail)?;
             let found = client.identify_system().await.map_err(fail)?;
-            let identity = Identity { system: found.system_id, timeline: found.timeline };
+            let end = Lsn(found.xlogpos.as_u64());
+            let identity = Identity { system: found.system_id, timeline: found.timeline, end };
             check(&identity)?;
             client.start().await.map_err(fail)?;
             client.wait_started().await.map_err(fail)?;

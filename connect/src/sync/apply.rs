@@ -109,9 +109,12 @@ impl Apply {
             failures = 0;
             if tables_made && !retried {
                 // Who starts a sync again may have mended what refused the rows.
-                self.retry(&Ask::Retry).await?;
+                match self.retry(&Ask::Retry).await {
+                    Err(error) if error.kind() == ErrorKind::Unavailable => self.observer.waiting(&error),
+                    Err(error) => return Err(error),
+                    Ok(_) => retried = true,
+                }
                 self.tell_parked();
-                retried = true;
             }
         }
         Ok(())
@@ -120,14 +123,16 @@ impl Apply {
     /// As [`Apply::step`]; where the target refuses rows, these are parked and all others applied.
     async fn step_or_park(&mut self, tables_made: &mut bool) -> Result<u64> {
         let refused = match self.step(tables_made).await {
-            Err(error) if error.kind() == ErrorKind::Conflict && *tables_made => error,
+            Err(error) if error.kind() == ErrorKind::Conflict => error,
             other => return other,
         };
         // Where the tables themselves are refused, it is not the rows.
-        let empty = |route: &Route| TopicChanges { schema: Arc::clone(&route.schema), changes: Vec::new() };
+        let newest = |route: &Route| self.schemas.newest(&route.schema.topic).unwrap_or(&route.schema).clone();
+        let empty = |route: &Route| TopicChanges { schema: newest(route), changes: Vec::new() };
         if self.sink.put(self.routes.iter().map(empty).collect(), Vec::new()).await.is_err() {
             return Err(refused);
         }
+        *tables_made = true;
         let (partitions, bounds) = self.bounds().await?;
         let mut applied = 0;
         for number in 0..self.routes.len() {
@@ -212,6 +217,11 @@ impl Apply {
                 }
             };
             let waiting = self.waiting(&parked, skips).await?;
+            if !self.routes.iter().any(|route| route.schema.topic == parked.topic) {
+                // Its table is not in the sync now; when it comes back, the row is still owed.
+                answer.parked.push(parked);
+                continue;
+            }
             let Some((schema, change)) = newest(waiting) else {
                 answer.released.push(parked);
                 continue;

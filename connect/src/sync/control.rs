@@ -1,6 +1,9 @@
 //! What people ask of a sync that runs, and what they are told of it.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tidemill_core::record::Timestamp;
 use tokio::sync::{Notify, oneshot};
@@ -32,6 +35,7 @@ type Asked = (Ask, oneshot::Sender<Result<Answer>>);
 #[derive(Debug, Default)]
 pub struct Control {
     asked: Mutex<Vec<Asked>>,
+    open: AtomicBool,
     pub(super) fed: Notify,
     pub(super) status: Mutex<Status>,
 }
@@ -43,7 +47,13 @@ impl Control {
     /// `Closed` where the sync stops meanwhile; else what came of it.
     pub async fn ask(&self, ask: Ask) -> Result<Answer> {
         let (answer, answered) = oneshot::channel();
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push((ask, answer));
+        {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.open.load(Ordering::Acquire) {
+                return Err(Error::closed("the sync is not at work: tidemill sync status says why"));
+            }
+            asked.push((ask, answer));
+        }
         self.fed.notify_one();
         answered.await.map_err(|_| Error::closed("the sync stopped"))?
     }
@@ -58,6 +68,18 @@ impl Control {
 
     pub(super) fn tell(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A run begins, and answers from now on.
+    pub(super) fn open(&self) {
+        self.open.store(true, Ordering::Release);
+    }
+
+    /// It has ended: who waits for an answer gets none.
+    pub(super) fn close(&self) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        self.open.store(false, Ordering::Release);
+        asked.clear();
     }
 
     pub(super) fn take(&self) -> Vec<Asked> {

@@ -18,14 +18,14 @@ use tokio::sync::watch;
 
 use super::{
     control::Control,
-    reconcile::Reconciler,
+    reconcile::{Gone, Reconciler},
     run::{Observer, retry_pause},
     schemas::{Schemas, evolve},
     truncate::Truncate,
 };
 use crate::{
     Error, ErrorKind, Result,
-    change::{Change, Op},
+    change::Op,
     connector::{Polled, Source},
     converter::{SCHEMA_HEADER, TopicSchema},
 };
@@ -34,6 +34,8 @@ use crate::{
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 /// While a copy runs, polls are gathered into transactions of this many changes.
 const GATHER_CHANGES: usize = 5_000;
+/// And no more than these: a transaction of the log has a limit.
+const GATHER_BYTES: usize = 8 << 20;
 /// The source is asked this often how far behind it we are.
 const LAG_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -58,6 +60,12 @@ pub(super) struct Feed {
     pub(super) drained: Arc<AtomicBool>,
     /// Whether the open transaction holds anything.
     pub(super) staged: bool,
+    /// Bytes of its records.
+    pub(super) bytes: usize,
+}
+
+fn size_of_record(record: &Record) -> usize {
+    [&record.key, &record.value].into_iter().flatten().map(bytes::Bytes::len).sum()
 }
 
 impl Feed {
@@ -71,16 +79,30 @@ impl Feed {
                 Ok(done) => done,
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     failures += 1;
+                    // Nothing is known of what the source has now; and the log does not keep a transaction open for long.
+                    self.drained.store(false, Ordering::Release);
+                    if self.staged {
+                        self.commit().await?;
+                    }
+                    if self.source.rereads() {
+                        self.reconcilers.iter_mut().flatten().for_each(Reconciler::begin_again);
+                    }
                     self.observer.waiting(&error);
                     pause(&mut stop, retry_pause(failures)).await;
                     continue;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // What came before the fault is whole, with its position.
+                    if self.staged {
+                        self.commit().await?;
+                    }
+                    return Err(error);
+                }
             };
             failures = 0;
-            let committed = std::mem::take(&mut self.staged);
+            let committed = self.staged;
             if committed {
-                self.writer.commit().await?;
+                self.commit().await?;
             }
             let was_drained = self.drained.swap(!polled.more, Ordering::AcqRel);
             if committed || was_drained == polled.more {
@@ -115,17 +137,29 @@ impl Feed {
         }
     }
 
-    /// Polls once, or, where that costs the source nothing, until a good transaction is gathered. What was gathered
-    /// before a failure stays in the open transaction and is committed with what comes after it.
+    /// Polls once, or, where that costs the source nothing, until a good transaction is gathered. When a poll fails, what
+    /// was gathered before stands in the open transaction, whole polls with their positions.
     async fn gather(&mut self) -> Result<Polled> {
         let mut count = 0;
         loop {
             let mut polled = self.source.poll().await?;
             count += polled.changes.len();
-            self.prepare(&mut polled).await.map_err(not_again)?;
-            // What was polled is in hand but not in the log: only a new start can fetch it again.
-            self.staged |= self.stage(&mut polled).await.map_err(not_again)?;
-            let gather_on = polled.more && polled.pause.is_zero() && !polled.ended && count < GATHER_CHANGES;
+            let staged = match self.prepare(&mut polled).await {
+                Ok(()) => self.stage(&mut polled).await,
+                Err(error) => Err(error),
+            };
+            match staged {
+                Ok(staged) => self.staged |= staged,
+                Err(error) => {
+                    // What was polled is in hand but not in the log: only a new start can fetch it again. Half of a poll
+                    // must not be committed without its position.
+                    (self.staged, self.bytes) = (false, 0);
+                    let _ = self.writer.abort().await;
+                    return Err(not_again(error));
+                }
+            }
+            let room = count < GATHER_CHANGES && self.bytes < GATHER_BYTES;
+            let gather_on = polled.more && polled.pause.is_zero() && !polled.ended && room;
             if !gather_on {
                 return Ok(polled);
             }
@@ -148,16 +182,19 @@ impl Feed {
     /// Deletes all rows of a table's topic, in transactions of their own: a start in the middle begins again with what is
     /// left.
     async fn truncate(&mut self, table: usize) -> Result<()> {
-        if std::mem::take(&mut self.staged) {
-            self.writer.commit().await?;
+        if self.staged {
+            self.commit().await?;
         }
         let mut rows = Truncate::of(&*self.session, &self.tables[table].topic).await?;
-        while let Some(changes) = rows.next(&*self.session, &self.schemas).await? {
-            let changes = changes.into_iter().map(|change| Change { table, ..change }).collect();
-            if self.stage(&mut Polled { changes, ..Polled::default() }).await? {
-                self.writer.commit().await?;
-                self.control.fed.notify_one();
+        while let Some(gone) = rows.next(&*self.session, &self.schemas, &self.tables[table]).await? {
+            for row in &gone {
+                if let (Some(known), Some(change)) = (&mut self.reconcilers[table], &row.change) {
+                    known.admit(&self.tables[table], change);
+                }
             }
+            self.delete(table, gone).await?;
+            self.commit().await?;
+            self.control.fed.notify_one();
         }
         Ok(())
     }
@@ -198,8 +235,34 @@ impl Feed {
 
     async fn flush(&mut self, table: Option<usize>, records: &mut Vec<Record>) -> Result<()> {
         let Some(table) = table.filter(|_| !records.is_empty()) else { return Ok(()) };
+        self.bytes += records.iter().map(size_of_record).sum::<usize>();
         let to = TopicPartition::new(&self.tables[table].topic, 0);
         self.writer.append(&to, std::mem::take(records)).await
+    }
+
+    /// Writes deletes of rows that are gone; whether there were any.
+    async fn delete(&mut self, table: usize, gone: Vec<Gone>) -> Result<bool> {
+        let (now, schema) = (self.clock.now(), &self.tables[table]);
+        let mut records = Vec::new();
+        self.observer.written(gone.len() as u64);
+        for row in gone {
+            match &row.change {
+                Some(change) => schema.encode(change, now, &mut records),
+                None => {
+                    let headers = vec![Header::text(SCHEMA_HEADER, schema.id.to_string())];
+                    records.push(Record { key: Some(row.key), value: None, headers, timestamp: Some(now) });
+                }
+            }
+        }
+        let wrote = !records.is_empty();
+        self.flush(Some(table), &mut records).await?;
+        Ok(wrote)
+    }
+
+    /// Makes the open transaction durable.
+    async fn commit(&mut self) -> Result<()> {
+        (self.staged, self.bytes) = (false, 0);
+        self.writer.commit().await
     }
 
     /// Deletes from the topic what the copy did not show.
@@ -208,22 +271,8 @@ impl Feed {
         let schema = &self.tables[table];
         let Some(reconciler) = &mut self.reconcilers[table] else { return Ok(false) };
         let gone = reconciler.finish(&*self.session, &self.schemas, schema).await?;
-        let now = self.clock.now();
-        let mut records = Vec::new();
-        self.observer.written(gone.len() as u64);
-        for row in gone {
-            match &row.change {
-                Some(change) => schema.encode(change, now, &mut records),
-                // The target's table was made anew: only the topic still has the row.
-                None => {
-                    let headers = vec![Header::text(SCHEMA_HEADER, schema.id.to_string())];
-                    records.push(Record { key: Some(row.key), value: None, headers, timestamp: Some(now) });
-                }
-            }
-        }
-        let wrote = !records.is_empty();
         let part = reconcile_part(&schema.table.full_name());
-        self.flush(Some(table), &mut records).await?;
+        let wrote = self.delete(table, gone).await?;
         if !self.source.rereads() {
             self.writer.set_position(&part, None);
             self.reconcilers[table] = None;

@@ -52,8 +52,29 @@ enum Scope {
 /// A row that the topic has and the source has no more: its newest record.
 pub(super) struct Gone {
     pub(super) key: Bytes,
-    /// The row, where it was written with the present schema.
+    /// Its delete; none where the target's table was made anew since.
     pub(super) change: Option<Change>,
+}
+
+/// The delete of a row that a record has, in the topic's present schema.
+pub(super) fn gone(key: Bytes, of: &TopicSchema, change: Change, present: &TopicSchema) -> Gone {
+    if of.copy_id() != present.copy_id() {
+        // The target's table was made anew: only the topic still has the row.
+        return Gone { key, change: None };
+    }
+    let before = match change.after {
+        Some(row) if of.id == present.id => row,
+        // Of a row that was written with other columns the key is enough.
+        _ => {
+            let mut row = vec![Value::Unchanged; present.table.columns.len()];
+            for (column, value) in present.table.key_columns().into_iter().zip(&change.key) {
+                row[column] = value.clone();
+            }
+            row
+        }
+    };
+    let delete = Change { table: 0, op: Op::Delete, key: change.key, before: Some(before), after: None, sequence: 0 };
+    Gone { key, change: Some(delete) }
 }
 
 impl Reconciler {
@@ -104,6 +125,11 @@ impl Reconciler {
         change.op != Op::Read || before.is_none_or(|known| known.row != row)
     }
 
+    /// The source reads all from the start: what it showed before proves nothing.
+    pub(super) fn begin_again(&mut self) {
+        self.pass += 1;
+    }
+
     /// Ends a pass over the table: the rows that are there and the source did not show.
     pub(super) async fn finish(
         &mut self,
@@ -120,16 +146,14 @@ impl Reconciler {
         if unseen.is_empty() {
             return Ok(Vec::new());
         }
-        let mut gone: HashMap<KeyHash, Option<Gone>> = unseen.iter().map(|key| (*key, None)).collect();
+        let mut found: HashMap<KeyHash, Option<Gone>> = unseen.iter().map(|key| (*key, None)).collect();
         scan(session, &schema.topic, |record| {
             let Some(key) = &record.key else { return Ok(()) };
-            let Some(slot) = gone.get_mut(&hash_key(key)) else { return Ok(()) };
+            let Some(slot) = found.get_mut(&hash_key(key)) else { return Ok(()) };
             if let Some((of, change)) = schemas.decode(&record)?
-                && let Some(after) = change.after
+                && change.after.is_some()
             {
-                let delete =
-                    Change { table: 0, op: Op::Delete, key: change.key, before: Some(after), after: None, sequence: 0 };
-                *slot = Some(Gone { key: key.clone(), change: (of.id == schema.id).then_some(delete) });
+                *slot = Some(gone(key.clone(), of, change, schema));
             }
             Ok(())
         })
@@ -137,7 +161,7 @@ impl Reconciler {
         for key in &unseen {
             self.rows.remove(key);
         }
-        Ok(gone.into_values().flatten().collect())
+        Ok(found.into_values().flatten().collect())
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
     feed::{Feed, reconcile_part},
     file::SyncSpec,
     owner_of,
-    parked::{Parked, ParkedKey},
+    parked::{Parked, ParkedKey, dead_letters_of},
     reconcile::Reconciler,
     schemas::{Schemas, find_or_make},
     status::{State, Status, Watched},
@@ -103,7 +103,9 @@ pub async fn run(
         let sync = Runner { session, clock, spec, options, observer, control };
         sync.run(stop).await
     };
+    status.open();
     let result = run.await.map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)));
+    status.close();
     status.tell(|status| match &result {
         Ok(()) => status.state = State::Stopped,
         Err(error) => (status.state, status.last_error) = (State::Failed, Some(error.to_string())),
@@ -176,6 +178,7 @@ impl Runner<'_> {
         }
         let draft = |table: &TableSchema| TopicSchema::draft(&self.spec.name, from.dialect(), table);
         let drafts: Vec<_> = tables.iter().map(draft).collect();
+        refuse_one_topic(&self.spec.name, &drafts)?;
         let log_id = self.session.log_id();
         let checked = match self.options.replace {
             false => {
@@ -202,7 +205,7 @@ impl Runner<'_> {
                 target
             }
         };
-        self.drive(&*from, source, writer, target, &copies, stop).await
+        self.drive(&*from, source, writer, target, copies, stop).await
     }
 
     /// Opens the source where the log is, and finds the copies that are still to be made.
@@ -258,22 +261,26 @@ impl Runner<'_> {
         source: Box<dyn Source>,
         mut writer: Box<dyn Writer>,
         target: Box<dyn Sink>,
-        copies: &Copies,
+        copies: Copies,
         stop: watch::Receiver<bool>,
     ) -> Result<()> {
         let shapes = source.tables();
         let tables = self.topics(from, &shapes).await?;
         let schemas = Schemas::load(&*self.session).await?;
+        let mut source = source;
+        let mut copies = copies;
         let rereads = source.rereads();
+        if !rereads {
+            self.restart_lost(&mut *source, &tables, &mut *writer, &mut copies).await?;
+        }
         let mut reconcilers = Vec::new();
         for schema in &tables {
-            reconcilers.push(self.reconciler(rereads, schema, &schemas, copies, &mut *writer).await?);
+            reconcilers.push(self.reconciler(rereads, schema, &schemas, &copies, &mut *writer).await?);
         }
         for (name, value) in source.position() {
             writer.set_position(&name, Some(value));
         }
         writer.commit().await?;
-        let mut source = source;
         source.commit().await?;
         let counts = shapes.iter().map(TableSchema::full_name).zip(from.row_counts(&shapes).await);
         let states = source.states();
@@ -312,6 +319,7 @@ impl Runner<'_> {
             control: Arc::clone(&self.control),
             drained,
             staged: false,
+            bytes: 0,
         };
         let feed_stop = stop.clone();
         let feeding = async {
@@ -322,6 +330,37 @@ impl Runner<'_> {
         };
         // Either half failing ends both: what is under way in the other is dropped, and done again at the next start.
         tokio::try_join!(feeding, apply.run(stop)).map(drop)
+    }
+
+    /// A topic whose new copy was begun by a run that ended before the source knew of it: the rows must come again.
+    async fn restart_lost(
+        &self,
+        source: &mut dyn Source,
+        tables: &[TopicSchema],
+        writer: &mut dyn Writer,
+        copies: &mut Copies,
+    ) -> Result<()> {
+        let states = source.states();
+        let mut lost = Vec::new();
+        for schema in tables {
+            let name = schema.table.full_name();
+            let (part, copy) = (copy_part(&name), schema.copy_id().to_string());
+            let stored = writer.positions().get(&part).cloned();
+            let held =
+                states.iter().any(|state| state.table == name && state.known && state.copied != Copied::NotStarted);
+            if held && stored.as_ref().is_some_and(|stored| *stored != copy) {
+                lost.push(name);
+            }
+            if stored.as_ref() != Some(&copy) {
+                writer.set_position(&part, Some(copy));
+            }
+        }
+        if !lost.is_empty() {
+            source.restart_copies(&lost).await?;
+            copies.begin.extend(lost.iter().cloned());
+            copies.unfinished.extend(lost);
+        }
+        Ok(())
     }
 
     /// Makes the topics that are missing, and finds or makes the schema of each table.
@@ -385,11 +424,16 @@ impl Runner<'_> {
     }
 }
 
+/// Position part that says under which copy of its topic a table's rows are in the log.
+fn copy_part(table: &str) -> String {
+    format!("copy/{table}")
+}
+
 /// The parts of a stored position that are the source's own.
 pub(super) fn capture_parts(stored: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     stored
         .iter()
-        .filter(|(name, _)| !name.starts_with(&reconcile_part("")))
+        .filter(|(name, _)| !name.starts_with(&reconcile_part("")) && !name.starts_with(&copy_part("")))
         .map(|(n, v)| (n.clone(), v.clone()))
         .collect()
 }
@@ -399,9 +443,42 @@ async fn refuse_unfit(from: &dyn SourceConnector, tables: &[TableSchema], once: 
     refuse(from.preflight(tables, once).await?)
 }
 
+/// Two names that are one when they are written as a topic's would mix their rows.
+fn refuse_one_topic(sync: &str, drafts: &[TopicSchema]) -> Result<()> {
+    let mut seen = BTreeMap::from([(dead_letters_of(sync), "the sync's own dead letters".to_owned())]);
+    for draft in drafts {
+        let name = draft.table.full_name();
+        if let Some(other) = seen.insert(draft.topic.clone(), name.clone()) {
+            return Err(Error::conflict(format!(
+                "table {name} would share topic {} with {other}: leave one of them out, or give it a sync of its own",
+                draft.topic
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn refuse(findings: Vec<Finding>) -> Result<()> {
     let refused = findings.into_iter().find(|finding| finding.level == Level::Refuse);
     let Some(finding) = refused else { return Ok(()) };
     let cure = finding.cure.map(|cure| format!("; {cure}")).unwrap_or_default();
     Err(Error::conflict(format!("{}: {}{cure}", finding.subject, finding.message)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Dialect;
+
+    #[test]
+    fn names_that_are_one_topic_are_refused() {
+        let draft = |name: &str| {
+            let table = TableSchema { schema: None, name: name.into(), columns: Vec::new() };
+            TopicSchema::draft("s", Dialect::Sqlite, &table)
+        };
+        assert!(refuse_one_topic("s", &[draft("a b"), draft("a_x21b")]).is_ok());
+        let error = refuse_one_topic("s", &[draft("a b"), draft("a_x20b")]).expect_err("one topic");
+        assert!(error.to_string().contains("table a_x20b would share topic s.a_x20b with a b"), "{error}");
+        assert!(refuse_one_topic("s", &[draft("dead-letters")]).is_err());
+    }
 }

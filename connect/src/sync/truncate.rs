@@ -9,14 +9,10 @@ use tidemill_core::{
 };
 
 use super::{
-    reconcile::{KeyHash, hash_key, scan},
+    reconcile::{Gone, KeyHash, gone, hash_key, scan},
     schemas::Schemas,
 };
-use crate::{
-    Result,
-    change::{Change, Op, Value},
-    converter::TopicSchema,
-};
+use crate::{Result, change::Op, converter::TopicSchema};
 
 /// Rows whose deletes are given out at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -49,15 +45,20 @@ impl Truncate {
         Ok(Self { partition, newest, offset, end })
     }
 
-    /// The next deletes; none where all are given out.
-    pub(super) async fn next(&mut self, session: &dyn Session, schemas: &Schemas) -> Result<Option<Vec<Change>>> {
+    /// The next rows to delete; none where all are given out. `present` is the topic's schema now.
+    pub(super) async fn next(
+        &mut self,
+        session: &dyn Session,
+        schemas: &Schemas,
+        present: &TopicSchema,
+    ) -> Result<Option<Vec<Gone>>> {
         while self.offset < self.end && !self.newest.is_empty() {
             let options = FetchOptions { max_bytes: CHUNK_BYTES, end: Some(self.end), ..FetchOptions::default() };
             let chunk = session.fetch(&self.partition, self.offset, &options).await?;
             self.offset = chunk.next_offset;
             let mut changes = Vec::new();
             for record in &chunk.records {
-                changes.extend(self.delete(record, schemas)?);
+                changes.extend(self.delete(record, schemas, present)?);
             }
             if !changes.is_empty() {
                 return Ok(Some(changes));
@@ -66,21 +67,12 @@ impl Truncate {
         Ok(None)
     }
 
-    fn delete(&self, record: &FetchedRecord, schemas: &Schemas) -> Result<Option<Change>> {
+    fn delete(&self, record: &FetchedRecord, schemas: &Schemas, present: &TopicSchema) -> Result<Option<Gone>> {
         let Some(key) = &record.key else { return Ok(None) };
         if self.newest.get(&hash_key(key)) != Some(&record.offset) {
             return Ok(None);
         }
         let Some((schema, change)) = schemas.decode(record)? else { return Ok(None) };
-        Ok((change.op != Op::Delete).then(|| delete_of(schema, change)))
+        Ok((change.op != Op::Delete).then(|| gone(key.clone(), schema, change, present)))
     }
-}
-
-/// The delete of a row of which only the key is repeated.
-fn delete_of(schema: &TopicSchema, change: Change) -> Change {
-    let mut before = vec![Value::Unchanged; schema.table.columns.len()];
-    for (column, value) in schema.table.key_columns().into_iter().zip(&change.key) {
-        before[column] = value.clone();
-    }
-    Change { table: 0, op: Op::Delete, key: change.key, before: Some(before), after: None, sequence: change.sequence }
 }

@@ -122,7 +122,9 @@ impl Ledger {
             }
         };
         let has = |topic: &str| rows.iter().find(|row| row.topic == topic).map(|row| row.next_offset);
+        // A transaction of no offsets cannot be told from none: its changes are applied again.
         if let Some(doubt) = &self.in_doubt
+            && !next_offsets.is_empty()
             && next_offsets.iter().all(|(topic, next)| doubt.get(topic) == Some(next))
             && doubt.iter().all(|(topic, next)| has(topic) == Some(*next))
         {
@@ -137,6 +139,11 @@ impl Ledger {
             }
         }
         Ok(Turn::Apply { generation })
+    }
+
+    /// The rows, read under their lock, are what the target has: there is no doubt any more.
+    pub fn settled(&mut self, rows: &[Stored]) {
+        self.read(rows);
     }
 
     /// The transaction is about to be committed; whether it was is not known until [`Ledger::committed`].

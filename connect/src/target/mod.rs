@@ -4,7 +4,7 @@
 pub mod fold;
 pub mod ledger;
 
-use crate::{Error, Result, change::TableSchema};
+use crate::{Error, Result, change::TableSchema, command::shell_word, converter::TopicSchema};
 
 /// The table in which a target keeps how far each sync is.
 pub const POSITIONS: &str = "_tidemill_sync";
@@ -54,6 +54,16 @@ pub fn refuse_tables(target: &str, filled: &[String], unfit: &[String]) -> Resul
         "{}; name another target, leave {them} out, or drop {them} and copy {them} anew: {REPLACE}",
         faults.join("; ")
     )))
+}
+
+/// A table that this sync filled is not there any more: its rows would not come again.
+pub fn gone(schema: &TopicSchema, target: &str) -> Error {
+    let table = schema.table.full_name();
+    Error::conflict(format!(
+        "the table of {table} in {target} is gone, and the rows it had are not sent again; to copy it anew: tidemill sync run \
+         FILE --recopy {}",
+        shell_word(&table)
+    ))
 }
 
 /// What keeps an empty table from being used: a column that is missing, another, or of another type, or another key.

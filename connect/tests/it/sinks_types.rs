@@ -274,7 +274,7 @@ async fn values_arrive_as_they_are_or_are_refused() {
 
 /// Prints how many rows a second a sink takes; not a test of anything.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement: run it by name, in release, with --nocapture"]
+#[ignore = "speed: make bench"]
 async fn rows_a_second() {
     const ROWS: i64 = 200_000;
     const BATCH: i64 = 28_000;

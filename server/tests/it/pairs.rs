@@ -212,3 +212,55 @@ fn mariadb_keeps_all_three_in_step() {
 fn sqlite_keeps_all_three_in_step() {
     one_source("sqlite");
 }
+
+/// Columns come and go and tables are emptied while a sync runs.
+fn a_changing_table(kind: &str) {
+    let folder = Folder::with_env(&[("PAIRS_PW", PASSWORD)]);
+    let (source, target) = (Place::fresh(kind, &folder, "source"), Place::fresh("sqlite", &folder, "target"));
+    let tables = ["t".to_owned()];
+    source.exec("create table t (id int primary key, v varchar(20)); insert into t values (1, 'a'), (2, 'b');");
+    let file = format!("[sync.s]\nfrom = {}\nto = {}\ntables = ['t']\n", source.endpoint(ADMIN), target.endpoint(SINK));
+    std::fs::write(folder.path("s.toml"), file).unwrap();
+    let run = ["sync", "run", "s.toml", "--data-dir", "log"];
+    let mut running = folder.start(&run);
+    running.wait_err("in step, following");
+    let targets = [target];
+    for step in [
+        "insert into t values (3, 'c');",
+        "alter table t add column w int; insert into t values (4, 'd', 7); update t set v = 'A' where id = 1;",
+        // Rows that were there have it too, without a change of their own; PostgreSQL tells of it with the next change.
+        "alter table t add column n int default 5; update t set n = 6 where id = 4;",
+        "truncate table t;",
+        "insert into t values (5, 'e', 8, 9), (6, 'f', null, null);",
+        "truncate table t; insert into t values (5, 'g', 1, 1);",
+    ] {
+        println!("{kind}: {step}");
+        source.exec(step);
+        wait_equal(&source, &targets, &tables, &running);
+    }
+    source.exec("alter table t drop column w; insert into t (id, v) values (7, 'h');");
+    running.wait_err("--recopy");
+    running.end().fails(4, &["sync run s.toml --data-dir log --recopy", "column"]);
+    let name = match &source {
+        Place::Postgres(..) => "public.t".to_owned(),
+        Place::MariaDb(_, db) => format!("{db}.t"),
+        Place::Sqlite(_) => "t".to_owned(),
+    };
+    let running = folder.start(&[&run[..], &["--recopy", &name]].concat());
+    wait_equal(&source, &targets, &tables, &running);
+    assert_eq!(running.stop("TERM").code, Some(0));
+    folder.run(&["sync", "verify", "s.toml"]).ok();
+    let sum = folder.run(&["sql", "--data-dir", "log", "-o", "csv", "select sum(id) as n from s.t"]).ok();
+    assert_eq!(sum.trim(), "n\n12");
+    folder.run(&["sql", "--data-dir", "log", "select * from changes_of(s.t)"]).ok();
+}
+
+#[test]
+fn columns_come_and_tables_are_emptied_in_postgres() {
+    a_changing_table("postgres");
+}
+
+#[test]
+fn columns_come_and_tables_are_emptied_in_mariadb() {
+    a_changing_table("mariadb");
+}

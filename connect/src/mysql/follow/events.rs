@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Follower, Gtid, Gtids, Out, Transaction, WAIT, uuid};
+use super::{Follower, Gtid, Gtids, MAX_MAPS, Out, Transaction, WAIT, uuid};
 use crate::{
     Error, Result,
     change::{Change, Op},
@@ -138,6 +138,10 @@ impl Follower {
     }
 
     pub(super) fn end_transaction(&mut self) {
+        // Tables get new numbers when the server opens them anew; each transaction tells its own.
+        if self.maps.len() > MAX_MAPS {
+            self.maps.clear();
+        }
         if let Some(transaction) = self.transaction.take() {
             match (&mut self.gtids, transaction.name) {
                 (Gtids::Maria(position), Some(Gtid::Maria(gtid))) => position.note(gtid),

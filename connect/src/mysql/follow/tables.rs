@@ -39,7 +39,8 @@ impl Follower {
         };
         let table = &self.tables[index];
         let mut binding = bound(self);
-        if binding.is_err() || has_unknown(&map, &table.schema, &table.found) {
+        self.unnamed = map.columns.iter().any(|column| column.name.is_none());
+        if !self.unnamed && (binding.is_err() || has_unknown(&map, &table.schema, &table.found)) {
             if !out.is_empty() {
                 return Ok(Some(Event::TableMap(map)));
             }
@@ -60,6 +61,10 @@ impl Follower {
         let Some(found) = found.into_iter().find(|found| found.schema.name == table.schema.name) else { return Ok(()) };
         match evolution(&table.schema, &found) {
             Evolution::Same => {}
+            // What the catalog has now may be another change than the one that was read.
+            Evolution::Grown { .. } if self.unnamed => {
+                return Err(Stop::NoNames { table: table.schema.full_name() }.into());
+            }
             Evolution::Grown { again } => {
                 table.schema = found.schema.clone();
                 if again && table.copy != Copy::NotStarted {

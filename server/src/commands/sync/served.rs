@@ -22,8 +22,9 @@ use crate::{
 };
 
 pub async fn apply(file: &Path, log: &Target) -> anyhow::Result<ExitCode> {
-    let specs = read(file)?;
+    read(file)?;
     let applied = Applied { file: std::path::absolute(file)?, text: std::fs::read_to_string(file)? };
+    let specs = applied.specs()?;
     let client = reach_existing(log, "sync apply").await?;
     let answer = client.call(Method::POST, "/v1/syncs", Some(serde_json::to_value(applied)?)).await;
     client.close().await?;
