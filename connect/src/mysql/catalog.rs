@@ -215,7 +215,7 @@ pub async fn present(conn: &mut Conn) -> Result<Head> {
 }
 
 /// MariaDB's position of GTIDs at a place of its binlog; `None` where it has no such place.
-async fn gtid_at(conn: &mut Conn, file: &str, position: u64) -> Result<Option<String>> {
+pub async fn gtid_at(conn: &mut Conn, file: &str, position: u64) -> Result<Option<String>> {
     let rows = strings(conn, "SELECT BINLOG_GTID_POS(?, ?)", &[file, &position.to_string()]).await?;
     Ok(rows.into_iter().next().and_then(|row| row.into_iter().next().flatten()))
 }

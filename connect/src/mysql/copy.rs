@@ -5,7 +5,6 @@ use mysql_async::{Conn, Value as Wire, prelude::Queryable};
 use super::{
     catalog::strings,
     endpoint::{connect, driver_error, identifier},
-    position::Place,
     stream::run,
     value::{Reading, parameter},
 };
@@ -45,7 +44,12 @@ impl Piece {
 ///
 /// # Errors
 /// `Unavailable`, `Denied`.
-pub async fn begin(conn: &mut Conn, has_snapshot_status: bool, server: &Server, table: &TableSchema) -> Result<Place> {
+pub async fn begin(
+    conn: &mut Conn,
+    has_snapshot_status: bool,
+    server: &Server,
+    table: &TableSchema,
+) -> Result<(String, u64)> {
     let begin = "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
     // What an earlier call left open.
     run(conn, "ROLLBACK").await?;
@@ -58,7 +62,7 @@ pub async fn begin(conn: &mut Conn, has_snapshot_status: bool, server: &Server, 
         };
         let position = find("Binlog_snapshot_position").parse();
         let position = position.map_err(|_| Error::internal("the server tells no place of its snapshot"))?;
-        return Ok(Place::new(&find("Binlog_snapshot_file"), position));
+        return Ok((find("Binlog_snapshot_file"), position));
     }
     // The table cannot change between the look at the binlog's end and the snapshot.
     let mut locker = connect(server).await?;
@@ -67,7 +71,7 @@ pub async fn begin(conn: &mut Conn, has_snapshot_status: bool, server: &Server, 
     let present = super::catalog::present(&mut locker).await?;
     run(conn, begin).await?;
     run(&mut locker, "UNLOCK TABLES").await?;
-    Ok(Place::new(&present.file, present.position))
+    Ok((present.file, present.position))
 }
 
 /// The table's name with its database's.

@@ -1,8 +1,14 @@
 //! Follows a server: its binlog, and the copies of tables, woven together.
 //!
 //! A piece of a table is read in a snapshot whose place in the binlog is known. Its rows are given out when the binlog
-//! has been read up to that place; a row that a later transaction, already given out, has touched is left out. So no
-//! lock is held and the result is exact at every moment after the copy.
+//! has been read exactly up to that place. So no lock is held and the result is exact at every moment after the copy.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `events` | takes events, gives out changes |
+//! | `statement` | statements: ends of transactions, tables that change |
+//! | `tables` | binds the binlog's tables to those that are followed |
+//! | `copying` | pieces of tables, in between |
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,24 +20,22 @@ use mysql_async::Conn;
 
 use super::{
     Knobs,
-    bind::{Evolution, bind, evolution, has_unknown},
     binlog::{
         event::{Event, MariaGtid},
         rows::{Binding, Reader},
         table_map::TableMap,
     },
     catalog::{Found, collations, list, present},
-    copy::{self, FIRST_ROWS, size},
+    copy::{FIRST_ROWS, size},
     endpoint::connect,
     gtid::{MariaPosition, MysqlSet},
     position::{Copy, Flavour, HEAD, Head, Inside, Place, TABLE, TablePart, encode, join},
-    stop::Stop,
     stream::Stream,
     text::Charset,
 };
 use crate::{
     Error, ErrorKind, Result,
-    change::{Change, Op, Row, StoredValue, TableSchema, Value},
+    change::{Change, Row, TableSchema},
     connector::{Copied, Follow, Polled, Source, SourceLag, TableState},
     endpoint::Server,
 };
@@ -92,13 +96,6 @@ struct Waiting {
     at: Place,
 }
 
-/// A change that was given out, of a table that is being copied; of no key, of all rows.
-struct Recent {
-    at: Place,
-    table: usize,
-    key: Option<Vec<StoredValue>>,
-}
-
 #[derive(Default)]
 struct Out {
     polled: Polled,
@@ -149,11 +146,8 @@ pub struct Follower {
     /// An error that must wait for the next poll.
     failed: Option<Error>,
     waiting: Option<Waiting>,
-    recent: Vec<Recent>,
     /// Whether the binlog does not name columns.
     unnamed: bool,
-    /// The place of the newest snapshot.
-    snapshot: Place,
     limit: usize,
     copy_from: Instant,
     parts: BTreeMap<String, String>,
@@ -216,8 +210,6 @@ impl Follower {
             failed: None,
             waiting: None,
             unnamed: false,
-            recent: Vec::new(),
-            snapshot: Place::default(),
             limit: FIRST_ROWS,
             copy_from: Instant::now(),
             parts: follow.stored,
@@ -295,363 +287,12 @@ impl Follower {
     fn place(&self) -> Place {
         self.stream.as_ref().map(Stream::place).unwrap_or_default()
     }
-
-    async fn fill(&mut self, out: &mut Out) -> Result<()> {
-        if self.stream.is_none() {
-            self.connect().await?;
-        }
-        let deadline = Instant::now() + WAIT;
-        loop {
-            if out.is_full() {
-                out.polled.more = true;
-                return Ok(());
-            }
-            if self.reader.is_some() {
-                self.read_rows(out)?;
-                continue;
-            }
-            if self.is_between_transactions() {
-                if self.copy_step(out).await? {
-                    out.polled.more = true;
-                    return Ok(());
-                }
-                let copied = self.tables.iter().all(|table| table.copy == Copy::Done);
-                if copied && self.end.is_some_and(|end| self.place() >= end) {
-                    out.polled.ended = true;
-                    return Ok(());
-                }
-            }
-            let event = match self.held.take() {
-                Some(event) => event,
-                None => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    let wait = if out.is_empty() { left } else { Duration::ZERO };
-                    let Some(stream) = &mut self.stream else { return Err(Error::closed("no connection")) };
-                    match stream.next(wait).await? {
-                        Some(event) => event,
-                        None => return Ok(()),
-                    }
-                }
-            };
-            if let Some(event) = self.process(event, out).await? {
-                self.held = Some(event);
-                out.polled.more = true;
-                return Ok(());
-            }
-        }
-    }
-
-    /// Takes an event; gives it back where it must wait until what was read before is out of hand.
-    async fn process(&mut self, event: Event, out: &mut Out) -> Result<Option<Event>> {
-        match event {
-            Event::MariaGtid { gtid, standalone, prepared } => {
-                let sequence = i64::try_from(gtid.sequence).unwrap_or(i64::MAX);
-                self.begin(Some(Gtid::Maria(gtid)), standalone, prepared, sequence);
-            }
-            Event::MysqlGtid(name) => {
-                let number = name.map_or(0, |(_, number)| i64::try_from(number).unwrap_or(i64::MAX));
-                self.begin(name.map(|(sid, number)| Gtid::Mysql(sid, number)), true, false, number);
-            }
-            Event::Query { database, text } => return self.statement(database, text, out).await,
-            Event::Xid => self.end_transaction(),
-            Event::TableMap(map) => return self.map(map, out).await,
-            Event::Rows(rows) => {
-                if self.transaction.is_none() {
-                    self.begin(None, false, false, 0);
-                }
-                let Some(mapped) = self.maps.get(&rows.table_id) else {
-                    return Err(super::binlog::bytes::corrupt("rows are of a table that was not told"));
-                };
-                let Some(transaction) = &mut self.transaction else { return Ok(None) };
-                let delivered = self.skip.map_or(0, |skip| skip.events);
-                let wanted = mapped.table.as_ref().filter(|(table, _)| {
-                    let table = &self.tables[*table];
-                    !table.dropped && table.copy != Copy::NotStarted
-                });
-                let mut rows_delivered = 0;
-                if transaction.events >= delivered
-                    && let Some(skip) = self.skip.take()
-                {
-                    rows_delivered = skip.rows;
-                }
-                let Some((table, binding)) = wanted.filter(|_| transaction.events >= delivered) else {
-                    transaction.events += 1;
-                    return Ok(None);
-                };
-                let name = self.tables[*table].schema.full_name();
-                if !rows.full {
-                    return Err(Stop::NotFull { table: name }.into());
-                }
-                if transaction.prepared {
-                    return Err(Stop::Prepared { table: name }.into());
-                }
-                transaction.touched.insert(*table);
-                let mut reader = Reader::new(rows, binding)?;
-                for _ in 0..rows_delivered {
-                    reader.next(binding)?;
-                }
-                self.reader = Some((*table, reader));
-            }
-            Event::Rotate { .. } | Event::Heartbeat { .. } | Event::Other => {
-                if self.transaction.is_none() {
-                    self.note_place();
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn begin(&mut self, name: Option<Gtid>, standalone: bool, prepared: bool, sequence: i64) {
-        let touched = BTreeSet::new();
-        self.transaction = Some(Transaction { name, standalone, prepared, events: 0, touched, sequence });
-    }
-
-    fn end_transaction(&mut self) {
-        // Tables get new numbers when the server opens them anew; each transaction tells its own.
-        if self.maps.len() > MAX_MAPS {
-            self.maps.clear();
-        }
-        if let Some(transaction) = self.transaction.take() {
-            match (&mut self.gtids, transaction.name) {
-                (Gtids::Maria(position), Some(Gtid::Maria(gtid))) => position.note(gtid),
-                (Gtids::Mysql(set), Some(Gtid::Mysql(sid, number))) => set.note(&uuid(sid), number),
-                _ => {}
-            }
-        }
-        self.skip = None;
-        self.note_place();
-    }
-
-    /// The binlog was read to an end of a transaction.
-    fn note_place(&mut self) {
-        let Some(stream) = &self.stream else { return };
-        if stream.place() > Place::new(&self.head.file, self.head.position) {
-            let (file, position) = stream.file_and_position();
-            if self.head.file != file {
-                self.head.file = file.to_owned();
-            }
-            self.head.position = position;
-        }
-    }
-
-    fn read_rows(&mut self, out: &mut Out) -> Result<()> {
-        let (at, snapshot) = (self.place(), self.snapshot);
-        let Some((table, reader)) = &mut self.reader else { return Ok(()) };
-        let table = *table;
-        let binding = self.maps.get(&reader.table_id()).and_then(|mapped| mapped.table.as_ref());
-        let Some((_, binding)) = binding else { return Err(Error::internal("a table was lost while it was read")) };
-        let schema = &self.tables[table].schema;
-        let copying = matches!(self.tables[table].copy, Copy::After(_)) && at > snapshot;
-        let sequence = self.transaction.as_ref().map_or(0, |transaction| transaction.sequence);
-        while !out.is_full() {
-            let Some(image) = reader.next(binding)? else {
-                self.reader = None;
-                if let Some(transaction) = &mut self.transaction {
-                    transaction.events += 1;
-                }
-                return Ok(());
-            };
-            let keys = [&image.before, &image.after].map(|row| row.as_ref().map(|row| schema.key_of(row)));
-            let is_touched = copying && !self.knobs.ignore_recent;
-            let touched = keys.iter().flatten().filter(|_| is_touched);
-            let touched = touched.map(|key| Recent { at, table, key: Some(stored(key)) });
-            self.recent.extend(touched);
-            let change = |op, key, before, after| Change { table, op, key, before, after, sequence };
-            match (image.before, image.after, keys) {
-                (Some(before), Some(after), [Some(old), Some(new)]) if old == new => {
-                    out.push(change(Op::Update, new, Some(before), Some(after)));
-                }
-                (before, after, [old, new]) => {
-                    if let (Some(before), Some(old)) = (before, old) {
-                        out.push(change(Op::Delete, old, Some(before), None));
-                    }
-                    if let (Some(after), Some(new)) = (after, new) {
-                        out.push(change(Op::Create, new, None, Some(after)));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn map(&mut self, map: TableMap, out: &mut Out) -> Result<Option<Event>> {
-        if self.maps.get(&map.table_id).is_some_and(|mapped| mapped.map == map) {
-            return Ok(None);
-        }
-        let ours = |table: &Table| table.schema.name == map.table && !table.dropped;
-        let index = self.tables.iter().position(ours).filter(|_| map.database == self.server.database);
-        // Events before the copy of a table that came later are passed over: it may have had other columns then.
-        let index = index.filter(|index| self.tables[*index].copy != Copy::NotStarted);
-        let Some(index) = index else {
-            // A table that begins to be copied must be bound then.
-            self.maps.insert(map.table_id, Mapped { map: TableMap { columns: Vec::new(), ..map }, table: None });
-            return Ok(None);
-        };
-        let bound = |own: &Self| {
-            let table = &own.tables[index];
-            bind(&map, &table.schema, &table.found, &own.collations)
-        };
-        let table = &self.tables[index];
-        let mut binding = bound(self);
-        self.unnamed = map.columns.iter().any(|column| column.name.is_none());
-        if !self.unnamed && (binding.is_err() || has_unknown(&map, &table.schema, &table.found)) {
-            if !out.is_empty() {
-                return Ok(Some(Event::TableMap(map)));
-            }
-            self.refresh(index, out).await?;
-            binding = bound(self);
-        }
-        let table = Some((index, binding?));
-        self.maps.insert(map.table_id, Mapped { map, table });
-        Ok(None)
-    }
-
-    /// Compares a table with what the catalog has now.
-    async fn refresh(&mut self, index: usize, out: &mut Out) -> Result<()> {
-        let database = self.server.database.clone();
-        let found = list(self.side().await?, &database).await?;
-        let table = &mut self.tables[index];
-        // A table that is gone by now is told so by an event that comes.
-        let Some(found) = found.into_iter().find(|found| found.schema.name == table.schema.name) else { return Ok(()) };
-        match evolution(&table.schema, &found) {
-            Evolution::Same => {}
-            // What the catalog has now may be another change than the one that was read.
-            Evolution::Grown { .. } if self.unnamed => {
-                return Err(Stop::NoNames { table: table.schema.full_name() }.into());
-            }
-            Evolution::Grown { again } => {
-                table.schema = found.schema.clone();
-                if again && table.copy != Copy::NotStarted {
-                    table.copy = Copy::After(Vec::new());
-                }
-                out.polled.evolved.push((index, table.schema.clone()));
-                self.waiting.take_if(|waiting| waiting.table == index);
-                self.maps.retain(|_, mapped| mapped.table.as_ref().is_none_or(|(table, _)| *table != index));
-            }
-            Evolution::Else(what) => {
-                return Err(Stop::ColumnsChanged { table: table.schema.full_name(), what }.into());
-            }
-        }
-        table.found = found;
-        Ok(())
-    }
-
-    async fn side(&mut self) -> Result<&mut Conn> {
-        let conn = match self.side.take() {
-            Some(conn) => conn,
-            None => connect(&self.server).await?,
-        };
-        Ok(self.side.insert(conn))
-    }
-
-    /// Gives out rows of a copy, or reads the next piece. Whether there is something to give out.
-    async fn copy_step(&mut self, out: &mut Out) -> Result<bool> {
-        if self.waiting.is_none() {
-            self.read_piece().await?;
-        }
-        let place = self.place();
-        let Some(waiting) = self.waiting.as_mut().filter(|waiting| waiting.at <= place) else { return Ok(false) };
-        let (index, at) = (waiting.table, waiting.at);
-        let table = &mut self.tables[index];
-        let recent = self.recent.iter().filter(|recent| recent.table == index && recent.at > at);
-        let mut touched = BTreeMap::new();
-        let mut emptied = false;
-        for recent in recent {
-            match &recent.key {
-                Some(key) => drop(touched.insert(format!("{key:?}"), ())),
-                None => emptied = true,
-            }
-        }
-        let mut key = None;
-        while !out.is_full() {
-            let Some(row) = waiting.rows.next() else { break };
-            let own = table.schema.key_of(&row);
-            key = Some(stored(&own));
-            let is_touched = emptied || (!touched.is_empty() && touched.contains_key(&format!("{:?}", stored(&own))));
-            if !is_touched {
-                let (op, after) = (Op::Read, Some(row));
-                out.push(Change { table: index, op, key: own, before: None, after, sequence: 0 });
-            }
-        }
-        if let Some(key) = key {
-            table.copy = Copy::After(key);
-        } else if table.copy == Copy::NotStarted {
-            table.copy = Copy::After(Vec::new());
-        }
-        if waiting.rows.len() == 0 {
-            if waiting.last {
-                table.copy = Copy::Done;
-                out.polled.finished_tables.push(index);
-                self.recent.retain(|recent| recent.table != index);
-            }
-            self.waiting = None;
-        }
-        Ok(true)
-    }
-
-    async fn read_piece(&mut self) -> Result<()> {
-        let unfinished = |table: &Table| matches!(table.copy, Copy::NotStarted | Copy::After(_)) && !table.dropped;
-        // One that has begun goes on first.
-        let begun = self.tables.iter().position(|table| unfinished(table) && table.copy != Copy::NotStarted);
-        let next = begun.or_else(|| self.tables.iter().position(unfinished));
-        // In the midst of what was given out before, the keys it touched are not known.
-        let may = self.skip.is_none() && Instant::now() >= self.copy_from;
-        let Some(index) = next.filter(|_| may) else { return Ok(()) };
-        let (schema, server) = (self.tables[index].schema.clone(), self.server.clone());
-        let after: Option<Row> = match &self.tables[index].copy {
-            Copy::After(key) if !key.is_empty() => Some(key.iter().map(Value::from).collect()),
-            _ => None,
-        };
-        if after.is_none() {
-            self.limit = FIRST_ROWS;
-        }
-        let by_status = self.head.flavour == Flavour::Mariadb && !self.knobs.lock_tables;
-        let limit = self.limit;
-        let conn = self.side().await?;
-        let read = async {
-            let at = copy::begin(conn, by_status, &server, &schema).await?;
-            let piece = copy::read(conn, &schema, after.as_deref(), limit).await?;
-            super::stream::run(conn, "COMMIT").await?;
-            Ok::<_, Error>((at, piece))
-        };
-        let (at, piece) = match Box::pin(read).await {
-            Ok(read) => read,
-            // The table's lock was not free.
-            Err(error) if error.kind() == ErrorKind::Unavailable && !by_status => {
-                tracing::debug!(%error, "table is busy");
-                self.copy_from = Instant::now() + LOCK_PAUSE;
-                self.side = None;
-                return Ok(());
-            }
-            // Dropped or altered: an event that comes says so.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict) => {
-                tracing::debug!(%error, "table was changed while it was copied");
-                self.copy_from = Instant::now() + LOCK_PAUSE;
-                return match self.tables[index].copy {
-                    Copy::NotStarted => Err(error),
-                    _ => Ok(()),
-                };
-            }
-            Err(error) => return Err(error),
-        };
-        // The server sends a commit before its engine shows it: a piece from before what was read may lack changes that
-        // were given out, also by an earlier run. It is read again.
-        if at < self.place().max(Place::new(&self.head.file, self.head.position)) {
-            return Ok(());
-        }
-        self.limit = piece.next_limit(limit);
-        self.snapshot = at;
-        self.recent.retain(|recent| recent.at > at);
-        self.waiting = Some(Waiting { table: index, rows: piece.rows.into_iter(), last: piece.last, at });
-        Ok(())
-    }
 }
 
+mod copying;
+mod events;
 mod statement;
-
-fn stored(key: &[Value]) -> Vec<StoredValue> {
-    key.iter().map(StoredValue::from).collect()
-}
+mod tables;
 
 /// A number for the server's list of replicas: two followers with one number would end each other's connections.
 fn replica_id(log_id: &str, sync: &str) -> u32 {

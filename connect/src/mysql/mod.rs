@@ -43,8 +43,8 @@ mod value;
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Knobs {
-    /// Copies give out rows that later changes touched: a test that still passes then proves nothing.
-    pub ignore_recent: bool,
+    /// Copies take snapshots that are behind what was delivered: a test that still passes then proves nothing.
+    pub stale_snapshots: bool,
     /// Copies find their place as on MySQL, by a short lock of the table.
     pub lock_tables: bool,
 }

@@ -4,14 +4,15 @@ use mysql_async::Conn;
 
 use super::{
     catalog::{Found, flavour, list, value},
-    copy::full_identifier,
+    copy::{column_list, full_identifier},
     declared::{Declared, Family},
     endpoint::connect,
     position::Flavour,
+    stream::run,
     text::Charset,
 };
 use crate::{
-    Result,
+    ErrorKind, Result,
     change::TableSchema,
     connector::{Finding, Level},
     endpoint::Server,
@@ -32,6 +33,7 @@ pub async fn preflight(server: &Server, tables: &[TableSchema], once: bool) -> R
         rights(&mut conn, server, flavour, &mut findings).await?;
         unlogged(&mut conn, server, tables, &mut findings).await?;
     }
+    may_read(&mut conn, server, tables, &mut findings).await?;
     for found in list(&mut conn, &server.database).await? {
         if tables.iter().any(|table| table.name == found.schema.name) {
             examine(&found, once, &mut findings);
@@ -98,6 +100,22 @@ async fn settings(conn: &mut Conn, flavour: Flavour, findings: &mut Vec<Finding>
     Ok(())
 }
 
+/// Whether the user may read every column of the tables.
+async fn may_read(conn: &mut Conn, server: &Server, tables: &[TableSchema], findings: &mut Vec<Finding>) -> Result<()> {
+    for table in tables {
+        let (columns, from) = (column_list(table), full_identifier(table));
+        let Err(error) = run(conn, &format!("SELECT {columns} FROM {from} LIMIT 0")).await else { continue };
+        let cure = match error.kind() {
+            ErrorKind::Unavailable => return Err(error),
+            ErrorKind::Denied => Some(format!("GRANT SELECT ON {from} TO {}", user(conn, server).await?)),
+            _ => None,
+        };
+        let message = format!("it cannot be read: {}", error.message());
+        findings.push(Finding::new(table.full_name(), Level::Refuse, message, cure));
+    }
+    Ok(())
+}
+
 /// Changes that the binlog would not have: of a filtered database, on a replica that does not log, by a cascade.
 async fn unlogged(conn: &mut Conn, server: &Server, tables: &[TableSchema], findings: &mut Vec<Finding>) -> Result<()> {
     let mut status = super::catalog::strings(conn, "SHOW MASTER STATUS", &[]).await;
@@ -144,12 +162,17 @@ async fn unlogged(conn: &mut Conn, server: &Server, tables: &[TableSchema], find
     Ok(())
 }
 
+/// The user, as a GRANT names it.
+async fn user(conn: &mut Conn, server: &Server) -> Result<String> {
+    let user = value(conn, "SELECT CURRENT_USER()").await?.unwrap_or_default();
+    let (name, host) = user.rsplit_once('@').unwrap_or((&server.user, "%"));
+    Ok(format!("'{}'@'{}'", name.replace('\'', "''"), host.replace('\'', "''")))
+}
+
 /// The rights of the user, as the server lists them.
 async fn rights(conn: &mut Conn, server: &Server, flavour: Flavour, findings: &mut Vec<Finding>) -> Result<()> {
     let grants = super::catalog::strings(conn, "SHOW GRANTS", &[]).await?;
-    let user = value(conn, "SELECT CURRENT_USER()").await?.unwrap_or_default();
-    let (name, host) = user.rsplit_once('@').unwrap_or((&server.user, "%"));
-    let user = format!("'{}'@'{}'", name.replace('\'', "''"), host.replace('\'', "''"));
+    let user = user(conn, server).await?;
     let has = |right: &str| {
         grants.iter().flatten().flatten().any(|grant| {
             let upper = grant.to_ascii_uppercase();

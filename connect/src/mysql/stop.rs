@@ -33,6 +33,8 @@ pub enum Stop {
     Unreadable { table: String, column: String, why: String },
     /// Rows are not whole.
     NotFull { table: String },
+    /// Rows have parts of JSON documents.
+    Parts { table: String },
     /// A statement tells of rows.
     Statement { table: String },
     /// A transaction was undone after its rows were delivered.
@@ -49,6 +51,7 @@ impl Stop {
             | Self::NoNames { table }
             | Self::Unreadable { table, .. }
             | Self::NotFull { table }
+            | Self::Parts { table }
             | Self::Statement { table }
             | Self::Prepared { table } => Some(table),
             Self::Undone { tables } => tables.first().map(String::as_str),
@@ -95,6 +98,11 @@ impl fmt::Display for Stop {
                 f,
                 "the binlog has rows of table {table} without all columns: SET GLOBAL binlog_row_image = 'FULL', and have \
                  sessions begin anew"
+            )?,
+            Self::Parts { table } => write!(
+                f,
+                "the binlog has parts of JSON documents of table {table}: SET GLOBAL binlog_row_value_options = '', and \
+                 have sessions begin anew"
             )?,
             Self::Statement { table } => write!(
                 f,

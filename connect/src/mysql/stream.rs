@@ -9,7 +9,10 @@ use futures::{FutureExt, StreamExt};
 use mysql_async::{BinlogStream, BinlogStreamRequest, Conn, prelude::Queryable};
 
 use super::{
-    binlog::event::{self, Event},
+    binlog::{
+        bytes::corrupt,
+        event::{self, Event},
+    },
     catalog::check,
     endpoint::{connect, driver_error},
     position::{Flavour, Head, Place},
@@ -30,6 +33,8 @@ pub struct Stream {
     file: String,
     position: u64,
     heard: Instant,
+    /// Bytes of a compressed transaction whose events are still to come.
+    packed: u64,
 }
 
 impl Stream {
@@ -62,7 +67,7 @@ impl Stream {
             Flavour::Mysql => request.with_filename(head.file.as_bytes()).with_pos(head.position),
         };
         let events = Box::pin(conn.get_binlog_stream(request)).await.map_err(|e| sending_error(&e))?;
-        Ok(Self { events, file: head.file.clone(), position: 4, heard: Instant::now() })
+        Ok(Self { events, file: head.file.clone(), position: 4, heard: Instant::now(), packed: 0 })
     }
 
     /// How far the server is known to be read.
@@ -99,6 +104,7 @@ impl Stream {
         self.heard = Instant::now();
         let header = event.header();
         let read = event::read(header.event_type_raw(), header.server_id(), event.data())?;
+        self.packed = left(self.packed, header.event_size().into(), &read)?;
         match &read {
             // Before the format is known the driver leaves the checksum at the name's end.
             Event::Rotate { file, position } if number_ends(file) == self.file => {
@@ -126,6 +132,19 @@ impl Stream {
     }
 }
 
+/// How many bytes of a compressed transaction are left after an event of so many. The driver says nothing where it
+/// cannot unpack one.
+fn left(packed: u64, bytes: u64, event: &Event) -> Result<u64> {
+    let outside =
+        matches!(event, Event::MysqlGtid(_) | Event::Rotate { .. } | Event::Heartbeat { .. } | Event::Payload { .. });
+    match event {
+        _ if packed > 0 && outside => Err(corrupt("a compressed transaction cannot be unpacked")),
+        Event::Payload { size } => Ok(*size),
+        _ if packed == 0 => Ok(0),
+        _ => packed.checked_sub(bytes).ok_or_else(|| corrupt("a compressed transaction is too long")),
+    }
+}
+
 /// A file's name up to the end of its number.
 fn number_ends(file: &str) -> &str {
     let number = file.rfind('.').map_or(0, |dot| dot + 1);
@@ -150,4 +169,20 @@ fn sending_error(error: &mysql_async::Error) -> Error {
 /// Runs a statement.
 pub async fn run(conn: &mut Conn, sql: &str) -> Result<()> {
     conn.query_drop(sql).await.map_err(|e| driver_error(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compressed_transaction_is_whole_or_refused() {
+        let begun = left(0, 500, &Event::Payload { size: 100 }).unwrap();
+        let rest = left(begun, 60, &Event::Other).unwrap();
+        assert_eq!(left(rest, 40, &Event::Xid).unwrap(), 0);
+        assert!(left(rest, 41, &Event::Xid).is_err());
+        // The driver gave none of it.
+        assert!(left(begun, 60, &Event::MysqlGtid(None)).is_err());
+        assert!(left(begun, 60, &Event::Heartbeat { file: String::new() }).is_err());
+    }
 }

@@ -13,41 +13,41 @@ use tidemill_connect::{
 use crate::servers::{ADMIN, CDC, MariaDb, PASSWORD};
 
 /// A database of a server of its own, and a follower of its tables that can be stopped and opened again.
-struct Bench {
-    server: MariaDb,
-    knobs: Knobs,
-    stored: BTreeMap<String, String>,
-    recopy: Vec<String>,
-    once: bool,
+pub(super) struct Bench {
+    pub(super) server: MariaDb,
+    pub(super) knobs: Knobs,
+    pub(super) stored: BTreeMap<String, String>,
+    pub(super) recopy: Vec<String>,
+    pub(super) once: bool,
 }
 
 impl Bench {
-    fn new(sql: &str) -> Self {
+    pub(super) fn new(sql: &str) -> Self {
         Self::on(MariaDb::start(), sql)
     }
 
-    fn on(server: MariaDb, sql: &str) -> Self {
+    pub(super) fn on(server: MariaDb, sql: &str) -> Self {
         server.create_database("shop");
         server.exec("shop", sql);
         Self { server, knobs: Knobs::default(), stored: BTreeMap::new(), recopy: Vec::new(), once: false }
     }
 
-    fn exec(&self, sql: &str) {
+    pub(super) fn exec(&self, sql: &str) {
         self.server.exec("shop", sql);
     }
 
-    fn endpoint(&self, user: &str) -> MysqlServer {
+    pub(super) fn endpoint(&self, user: &str) -> MysqlServer {
         let password = Some(Secret::Plain(PASSWORD.into()));
         let url = Endpoint::parse(&self.server.url(user, "shop"), password, ".".as_ref()).unwrap();
         let Endpoint::Mysql(server) = url else { panic!("no server") };
         MysqlServer::new(&server).with_knobs(self.knobs)
     }
 
-    async fn tables(&self) -> Vec<TableSchema> {
+    pub(super) async fn tables(&self) -> Vec<TableSchema> {
         self.endpoint(CDC).tables(&["*".into()]).await.unwrap()
     }
 
-    async fn open(&self) -> Result<Box<dyn Source>, Error> {
+    pub(super) async fn open(&self) -> Result<Box<dyn Source>, Error> {
         let follow = Follow {
             sync: "shop".into(),
             log_id: "log".into(),
@@ -60,12 +60,12 @@ impl Bench {
         Ok(source)
     }
 
-    fn store(&mut self, polled: &Polled) {
+    pub(super) fn store(&mut self, polled: &Polled) {
         self.stored.extend(polled.position.iter().cloned());
     }
 
     /// Polls until `done`, storing positions; what was polled.
-    async fn polled(
+    pub(super) async fn polled(
         &mut self,
         source: &mut Box<dyn Source>,
         mut done: impl FnMut(&Polled) -> bool,
@@ -87,7 +87,7 @@ impl Bench {
     }
 
     /// Copies everything there is.
-    async fn copied(&mut self) -> (Box<dyn Source>, Vec<Change>) {
+    pub(super) async fn copied(&mut self) -> (Box<dyn Source>, Vec<Change>) {
         let mut source = self.open().await.unwrap();
         let mut left = source.tables().len();
         let polled = self.polled(&mut source, |polled| {
@@ -99,7 +99,7 @@ impl Bench {
     }
 
     /// Changes until `count` came.
-    async fn changes(&mut self, source: &mut Box<dyn Source>, count: usize) -> Vec<Change> {
+    pub(super) async fn changes(&mut self, source: &mut Box<dyn Source>, count: usize) -> Vec<Change> {
         let mut left = count as i64;
         let polled = self.polled(source, |polled| {
             left -= polled.changes.len() as i64;
@@ -111,22 +111,22 @@ impl Bench {
     }
 
     /// The error that comes.
-    async fn error(&mut self, source: &mut Box<dyn Source>) -> Error {
+    pub(super) async fn error(&mut self, source: &mut Box<dyn Source>) -> Error {
         self.polled(source, |polled| polled.ended).await.expect_err("it stops")
     }
 
     /// All rows of a table, read by the source's own reader.
-    async fn rows(&self, table: usize) -> Vec<Row> {
+    pub(super) async fn rows(&self, table: usize) -> Vec<Row> {
         let schema = self.tables().await.remove(table);
         self.endpoint(ADMIN).reader().await.unwrap().rows(&schema, None, 1_000_000).await.unwrap()
     }
 }
 
-fn int(number: i64) -> Value {
+pub(super) fn int(number: i64) -> Value {
     Value::Integer(number)
 }
 
-fn ops(changes: &[Change]) -> Vec<(Op, i64)> {
+pub(super) fn ops(changes: &[Change]) -> Vec<(Op, i64)> {
     let key = |change: &Change| match change.key[0] {
         Value::Integer(key) => key,
         _ => panic!("no number"),
@@ -135,7 +135,7 @@ fn ops(changes: &[Change]) -> Vec<(Op, i64)> {
 }
 
 /// Applies changes to what a target would hold.
-fn apply(state: &mut BTreeMap<String, Row>, changes: &[Change]) {
+pub(super) fn apply(state: &mut BTreeMap<String, Row>, changes: &[Change]) {
     for change in changes {
         let key = format!("{}/{:?}", change.table, change.key);
         match change.op {
@@ -287,7 +287,7 @@ async fn so_it_has_without_names_in_the_binlog_and_compressed() {
 }
 
 /// Rows in the order of their first number.
-fn sorted(rows: impl Iterator<Item = Row>) -> Vec<Row> {
+pub(super) fn sorted(rows: impl Iterator<Item = Row>) -> Vec<Row> {
     let mut rows: Vec<Row> = rows.collect();
     rows.sort_by_key(|row| if let Value::Integer(key) = row[0] { key } else { 0 });
     rows

@@ -128,9 +128,9 @@ impl Cell {
             (Family::Set, 248) => Self::Set { size: size.clamp(1, 8), members: members(column, declared, charset)? },
             (Family::Json, 245) => Self::Json { length_size: digits.clamp(1, 4) },
             (Family::Geometry, 255 | 252) => Self::Blob { length_size: digits.clamp(1, 4), fill: 0 },
-            (Family::Bytes | Family::Json, 15 | 253 | 254 | 252) => {
+            (Family::Bytes | Family::Json, 15 | 253 | 254 | 242 | 252) => {
                 let length_size = match column.kind {
-                    252 => digits.clamp(1, 4),
+                    242 | 252 => digits.clamp(1, 4),
                     _ => 1 + usize::from(size > 255),
                 };
                 match declared.base.as_str() {

@@ -3,6 +3,7 @@
 use super::{
     bytes::{Bytes, corrupt},
     compressed::inflate,
+    payload,
     table_map::TableMap,
 };
 use crate::{Error, Result};
@@ -32,6 +33,8 @@ pub enum Event {
     TableMap(TableMap),
     /// Rows of a table.
     Rows(Rows),
+    /// A compressed transaction, whose events come one by one after it; how many bytes they have.
+    Payload { size: u64 },
     /// Nothing happens on the server; this is how far it is.
     Heartbeat { file: String },
     /// It says nothing about rows.
@@ -44,6 +47,8 @@ pub enum RowsKind {
     Write,
     Update,
     Delete,
+    /// After a change, in part.
+    Partial,
 }
 
 /// A row event whose rows are not read yet.
@@ -93,12 +98,11 @@ pub fn read(kind: u8, server: u32, data: &[u8]) -> Result<Event> {
         // Start, stop, format, variables of a statement, ignorable, the statement's text, earlier GTIDs, contexts of a
         // transaction, the heartbeat's second form, MariaDB's annotation, checkpoint, list and key.
         1 | 3 | 5 | 13 | 14 | 15 | 28 | 29 | 35 | 36 | 37 | 41 | 160 | 161 | 163 | 164 => Event::Other,
-        // The events inside come one by one after it.
-        40 => Event::Other,
+        40 => Event::Payload { size: payload::size(&mut bytes)? },
+        // Parts of JSON documents; refused only where the table is followed.
         39 => {
-            return Err(Error::unsupported(
-                "the binlog has a part of a JSON document (event 39): SET GLOBAL binlog_row_value_options = ''",
-            ));
+            let table_id = bytes.le(6)?;
+            Event::Rows(Rows { kind: RowsKind::Partial, table_id, width: 0, full: false, data: Vec::new() })
         }
         26 => return Err(Error::unsupported("the binlog tells of an incident: changes are missing in it")),
         42 => return Err(Error::unsupported("the binlog has a GTID with a tag (event 42)")),

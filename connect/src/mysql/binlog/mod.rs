@@ -4,6 +4,9 @@ pub mod bytes;
 pub mod cell;
 pub mod compressed;
 pub mod event;
+pub mod payload;
+#[cfg(test)]
+mod recorded;
 pub mod rows;
 pub mod table_map;
 
@@ -45,6 +48,16 @@ mod tests {
         let Event::Rows(rows) = event::read(23, 1, ROW).unwrap() else { panic!("no rows") };
         let image = Reader::new(rows, &binding).unwrap().next(&binding).unwrap().unwrap();
         assert_eq!(image.after, Some([1, 1, 2, 3].map(Value::Integer).to_vec()));
+    }
+
+    #[test]
+    fn a_map_with_an_unknown_type_names_its_table() {
+        let mut map = MAP.to_vec();
+        let kinds = map.windows(4).position(|kinds| kinds == [3, 3, 3, 3]).unwrap();
+        map[kinds + 2] = 200;
+        let map = TableMap::read(&map).unwrap();
+        assert_eq!((map.table.as_str(), map.columns.len()), ("vg", 0));
+        assert!(map.unreadable.unwrap().contains("column 3 has the unknown type 200"));
     }
 
     #[test]

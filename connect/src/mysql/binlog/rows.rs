@@ -66,6 +66,7 @@ impl Reader {
         let (before, after) = match self.rows.kind {
             RowsKind::Write => (None, Some(first)),
             RowsKind::Delete => (Some(first), None),
+            RowsKind::Partial => return Err(corrupt("its rows are not whole")),
             RowsKind::Update => (Some(first), Some(row(&mut bytes, binding)?)),
         };
         let read = data.len() - bytes.rest().len();

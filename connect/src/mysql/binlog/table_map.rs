@@ -26,7 +26,10 @@ pub struct TableMap {
     pub table_id: u64,
     pub database: String,
     pub table: String,
+    /// None where they are not understood.
     pub columns: Vec<MapColumn>,
+    /// Why they are not.
+    pub unreadable: Option<String>,
 }
 
 const BIT: u8 = 16;
@@ -52,11 +55,16 @@ impl TableMap {
         let meta_length = bytes.length()?;
         let mut metas = Bytes::new(bytes.take(meta_length)?);
         let mut columns = Vec::with_capacity(kinds.len());
-        for kind in kinds {
-            columns.push(column(*kind, &mut metas)?);
+        for (n, kind) in kinds.iter().enumerate() {
+            let Some(length) = meta_length_of(*kind) else {
+                // What its type adds is not known, nor where the next column's begins.
+                let unreadable = Some(format!("column {} has the unknown type {kind}", n + 1));
+                return Ok(Self { table_id, database, table, columns: Vec::new(), unreadable });
+            };
+            columns.push(column(*kind, length, &mut metas)?);
         }
         bytes.take(count.div_ceil(8))?;
-        let mut map = Self { table_id, database, table, columns };
+        let mut map = Self { table_id, database, table, columns, unreadable: None };
         while !bytes.is_empty() {
             let field = bytes.u8()?;
             let length = bytes.length()?;
@@ -127,8 +135,9 @@ impl MapColumn {
         matches!(self.kind, 1..=5 | 8 | 9 | 13 | 246)
     }
 
+    /// Whether a collation tells its text. Vectors are among them, as MySQL keeps them like blobs.
     fn is_text(&self) -> bool {
-        matches!(self.kind, 15 | 253 | 254 | 252 | 140 | 141 | 249..=251)
+        matches!(self.kind, 242 | 15 | 253 | 254 | 252 | 140 | 141 | 249..=251)
     }
 
     fn is_list(&self) -> bool {
@@ -149,16 +158,20 @@ fn name(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn column(kind: u8, metas: &mut Bytes<'_>) -> Result<MapColumn> {
-    let length = match kind {
+/// How many bytes a type adds; `None` where it is not known.
+fn meta_length_of(kind: u8) -> Option<usize> {
+    Some(match kind {
         // Integers, dates, moments of the old kind, the year, NULL.
         1..=3 | 6..=14 => 0,
-        // Float, double, moments with digits, blobs, JSON, geometries, compressed blobs.
-        4 | 5 | 17..=19 | 140 | 245 | 249..=252 | 255 => 1,
+        // Float, double, moments with digits, blobs, vectors, JSON, geometries, compressed blobs.
+        4 | 5 | 17..=19 | 140 | 242 | 245 | 249..=252 | 255 => 1,
         // VARCHAR, BIT, decimal, lists, CHAR, compressed VARCHAR.
         15 | BIT | 141 | 246 | ENUM | SET | 253 | STRING => 2,
-        _ => return Err(corrupt(&format!("a column has the unknown type {kind}"))),
-    };
+        _ => return None,
+    })
+}
+
+fn column(kind: u8, length: usize, metas: &mut Bytes<'_>) -> Result<MapColumn> {
     let mut meta = [0; 2];
     meta[..length].copy_from_slice(metas.take(length)?);
     let mut kind = kind;

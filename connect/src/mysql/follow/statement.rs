@@ -1,6 +1,6 @@
 //! Statements in the binlog: ends of transactions, and tables that change.
 
-use super::{Follower, Out, Recent};
+use super::{Follower, Out};
 use crate::{
     Result,
     mysql::{
@@ -68,7 +68,8 @@ impl Follower {
                         return back(text);
                     }
                     out.polled.truncated.push(table);
-                    self.recent.push(Recent { at: self.place(), table, key: None });
+                    let place = self.place();
+                    self.waiting.take_if(|waiting| waiting.table == table && waiting.at < place);
                 }
             }
             Statement::Drop(names) => {
@@ -126,6 +127,5 @@ impl Follower {
             out.polled.finished_tables.push(table);
         }
         self.waiting.take_if(|waiting| waiting.table == table);
-        self.recent.retain(|recent| recent.table != table);
     }
 }
