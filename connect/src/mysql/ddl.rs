@@ -232,4 +232,18 @@ mod tests {
             Statement::parse(broken);
         }
     }
+
+    #[test]
+    fn words_of_columns_and_settings_do_not_hide_a_statement() {
+        let parse = Statement::parse;
+        assert!(matches!(parse("SET STATEMENT max_statement_time=0 FOR TRUNCATE t"), Statement::Truncate(_)));
+        assert!(matches!(parse("set statement a=1 for update t set v = 1"), Statement::Rows(_)));
+        let made = parse("CREATE TABLE t (id int primary key, role text, user text, event int)");
+        assert!(matches!(made, Statement::Alter { creates: true, .. }), "{made:?}");
+        assert_eq!(parse("CREATE OR REPLACE VIEW v AS SELECT * FROM t"), Statement::Other);
+        let loses = |text| matches!(parse(text), Statement::Alter { loses: true, .. });
+        assert!(loses("ALTER TABLE t RENAME TO x, ADD COLUMN c INT"));
+        assert!(loses("ALTER IGNORE TABLE t ADD UNIQUE (v)"));
+        assert!(!loses("ALTER TABLE t RENAME COLUMN a TO b"));
+    }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{Result, change::Op, converter::TopicSchema};
 
-/// Rows whose deletes are given out at a time.
+/// About so many bytes of the topic are looked through at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// The live rows of one topic, by the offset of their newest record: some 40 bytes each.

@@ -182,6 +182,31 @@ mod tests {
     }
 
     #[test]
+    fn changes_without_offsets_are_applied_again_after_a_lost_answer() {
+        let mut ledger = Ledger::new("s", "L");
+        let own = apply(&mut ledger, &[], 5).unwrap();
+        ledger.committed(&[("a".into(), 5)]);
+        // The answer to a transaction that moves no offset is lost: whether it was done, no row tells.
+        ledger.committing(&[]);
+        let rows = [row("a", 5, own)];
+        assert_eq!(ledger.begin("t", &rows, &[]).unwrap(), Turn::Apply { generation: own });
+    }
+
+    #[test]
+    fn what_was_read_under_the_lock_ends_a_doubt() {
+        let mut ledger = Ledger::new("s", "L");
+        let own = apply(&mut ledger, &[], 5).unwrap();
+        ledger.committed(&[("a".into(), 5)]);
+        // The commit at 6 was done and its answer lost; one that moves no offset comes between.
+        ledger.committing(&[("a".into(), 6)]);
+        let rows = [row("a", 6, own)];
+        assert_eq!(ledger.begin("t", &rows, &[]).unwrap(), Turn::Apply { generation: own });
+        ledger.settled(&rows);
+        ledger.committed(&[]);
+        assert_eq!(apply(&mut ledger, &rows, 7).unwrap(), own);
+    }
+
+    #[test]
     fn an_older_worker_is_shut_out() {
         let (mut old, mut new) = (Ledger::new("s", "L"), Ledger::new("s", "L"));
         old.read(&[]);

@@ -411,6 +411,22 @@ async fn chinook_is_copied_whole() {
     assert_eq!(bench.session().await.topics().await.unwrap().len(), 11);
 }
 
+/// A run that was to copy a table anew, and was killed when the log had the new schema and the position knew nothing of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_copy_that_a_kill_cut_short_is_made() {
+    let mut python = Python::start();
+    let bench = Bench::new(&SHOP, &mut python);
+    bench.follow(&mut python, &[], async |_, _| {}).await;
+    let session = bench.session().await;
+    let schemas: Vec<_> = session.table(Table::Schemas).await.unwrap().into_values().collect();
+    let schemas = schemas.iter().map(|entry| TopicSchema::decode(entry.value.as_bytes()).unwrap());
+    let of_item = schemas.clone().find(|schema| schema.topic == "s.item").unwrap();
+    let anew = TopicSchema { id: schemas.map(|schema| schema.id).max().unwrap() + 1, ..of_item };
+    let value = serde_json::to_string(&anew).unwrap();
+    session.put(Table::Schemas, &TopicSchema::record_key(anew.id), Some(value), None).await.unwrap();
+    bench.follow(&mut python, &[], async |_, _| {}).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_row_waits_alone() {
     let mut python = Python::start();
