@@ -211,6 +211,8 @@ pub trait TableReader: Send {
 pub struct Polled {
     /// Tables whose columns are now these: added or widened. They hold for the changes of this poll and all later ones.
     pub evolved: Vec<(usize, TableSchema)>,
+    /// Tables whose rows are read once more from here on, since no event tells what a change of columns made of them.
+    pub copied_again: Vec<usize>,
     /// The changes, in order; `Change::table` counts in [`Source::tables`].
     pub changes: Vec<Change>,
     /// Tables that the source emptied, before the changes of this poll.

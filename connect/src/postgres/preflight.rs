@@ -87,10 +87,13 @@ async fn server(conn: &mut PgConnection) -> Result<Vec<Finding>> {
 }
 
 async fn rights(conn: &mut PgConnection, tables: &[TableSchema]) -> Result<Vec<Finding>> {
-    let sql = "SELECT current_user::text, (rolreplication OR rolsuper)::text, rolsuper::text, \
+    // From PostgreSQL 17 on the function has one more parameter.
+    let sql = "WITH emit AS (SELECT oid FROM pg_catalog.pg_proc WHERE proname = 'pg_logical_emit_message' \
+        AND pronamespace = 'pg_catalog'::regnamespace AND proargtypes[2] = 'text'::regtype) \
+        SELECT current_user::text, (rolreplication OR rolsuper)::text, rolsuper::text, \
         has_database_privilege(current_database(), 'CREATE')::text, current_database()::text, \
-        has_function_privilege('pg_catalog.pg_logical_emit_message(bool, text, text)', 'EXECUTE')::text \
-        FROM pg_catalog.pg_roles WHERE rolname = current_user";
+        (SELECT bool_and(has_function_privilege(p.oid, 'EXECUTE'))::text FROM emit p), \
+        (SELECT min(p.oid::regprocedure::text) FROM emit p) FROM pg_catalog.pg_roles WHERE rolname = current_user";
     let rows = query(conn, "look at our rights", sql).await?;
     let Some(row) = rows.first() else { return Ok(Vec::new()) };
     let (role, yes) = (identifier(text(row, 0)), |at: usize| text(row, at) == "true");
@@ -110,8 +113,7 @@ async fn rights(conn: &mut PgConnection, tables: &[TableSchema]) -> Result<Vec<F
         }
     }
     if !yes(5) {
-        let function = "pg_catalog.pg_logical_emit_message(bool, text, text)";
-        let cure = format!("GRANT EXECUTE ON FUNCTION {function} TO {role}");
+        let cure = format!("GRANT EXECUTE ON FUNCTION pg_catalog.{} TO {role}", text(row, 6));
         say("messages", Level::Refuse, format!("{role} may not write messages into the log"), Some(cure));
     }
     let names: Vec<_> =

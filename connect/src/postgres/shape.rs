@@ -233,6 +233,12 @@ fn widens(from: &str, to: &str) -> bool {
     }
 }
 
+/// Whether a column that is known has another type: `ALTER … TYPE … USING` may have given it any values, without an event
+/// to tell.
+pub(super) fn has_other_types(known: &TableSchema, now: &TableSchema) -> bool {
+    known.columns.iter().zip(&now.columns).any(|(old, new)| old.declared_type != new.declared_type)
+}
+
 /// Whether rows that were there before may have other values than NULL in the new columns, without an event to tell.
 pub(super) async fn fills(conn: &mut PgConnection, known: &TableSchema, now: &TableSchema) -> Result<bool> {
     let new = now.columns.iter().filter(|column| !known.columns.iter().any(|old| old.name == column.name));

@@ -9,7 +9,7 @@ use super::{
     copy::PREFIX,
     pgoutput::{self, Message, Relation},
     position::{CopyState, Lsn, Partial},
-    shape::{Fit, Followed, TypeNames, before, fills, fit, update},
+    shape::{Fit, Followed, TypeNames, before, fills, fit, has_other_types, update},
     source::PostgresSource,
 };
 use crate::{
@@ -158,9 +158,11 @@ impl PostgresSource {
             if !batch.is_empty() {
                 return Ok(Some(Taken::NotYet));
             }
-            let again = fills(side, &self.tables[table].schema, &schema).await?;
+            let known = &self.tables[table].schema;
+            let again = has_other_types(known, &schema) || fills(side, known, &schema).await?;
             if again {
                 self.tables[table].copy = CopyState::NotStarted;
+                batch.polled.copied_again.push(table);
             }
             if again || self.tables[table].copy != CopyState::Done {
                 // Rows that were read for the copy have the columns of before.

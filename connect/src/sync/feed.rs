@@ -173,6 +173,15 @@ impl Feed {
             self.schemas.add(schema.clone());
             self.tables[table] = schema;
         }
+        for table in std::mem::take(&mut polled.copied_again) {
+            if self.staged {
+                // What it is compared with is read from the log.
+                self.commit().await?;
+            }
+            let TopicSchema { topic, table: shape, .. } = &self.tables[table];
+            self.reconcilers[table] = Some(Reconciler::of_all(&*self.session, &self.schemas, topic).await?);
+            self.writer.set_position(&reconcile_part(&shape.full_name()), Some("1".into()));
+        }
         for table in std::mem::take(&mut polled.truncated) {
             self.truncate(table).await?;
         }

@@ -97,7 +97,7 @@ impl Reconciler {
             match schemas.decode(&record)? {
                 Some((_, change)) if change.op == Op::Read && scope == Scope::Changed => {}
                 Some((schema, change)) if change.op != Op::Delete => {
-                    let row = hash_row(schema.id, change.after.as_deref().unwrap_or_default());
+                    let row = hash_row(schema.copy_id(), change.after.as_deref().unwrap_or_default());
                     this.rows.insert(hash, Known { row, pass: 0 });
                 }
                 _ => {
@@ -117,7 +117,7 @@ impl Reconciler {
             self.rows.remove(&key);
             return true;
         };
-        let row = hash_row(schema.id, after);
+        let row = hash_row(schema.copy_id(), after);
         if change.op == Op::Read && self.scope == Scope::Changed {
             return self.rows.get(&key).is_none_or(|known| known.row != row);
         }
@@ -193,9 +193,9 @@ pub(super) fn hash_key(key: &[u8]) -> KeyHash {
     [half(1), half(2)]
 }
 
-fn hash_row(schema_id: u64, row: &[Value]) -> u64 {
+fn hash_row(copy_id: u64, row: &[Value]) -> u64 {
     let mut hasher = DefaultHasher::new();
-    hasher.write_u64(schema_id);
+    hasher.write_u64(copy_id);
     for value in row {
         let (tag, bytes): (u8, &[u8]) = match value {
             Value::Null => (0, &[]),

@@ -13,6 +13,7 @@ use crate::{
     servers::{
         ADMIN, MariaDb, PASSWORD, Postgres,
         cut::Wire,
+        disk::Disk,
         judge::{self, normal},
         load::{Column, Ledger, Load, Op, Seen, Settings, TABLES, Target},
     },
@@ -21,6 +22,8 @@ use crate::{
 
 /// Rows that stand in a table before the sync begins, so that its copy takes a while.
 const FILLED: u32 = 30_000;
+/// Megabytes of the target's disk.
+const ROOM: u32 = 150;
 
 enum Server {
     Postgres(Postgres),
@@ -47,6 +50,18 @@ impl Server {
         match self {
             Self::Postgres(s) => s.fresh_database(),
             Self::MariaDb(s) => s.fresh_database(),
+        }
+    }
+
+    /// A database on a small disk, where there can be one.
+    fn small_database(&self) -> (String, Option<Disk>) {
+        let small = match self {
+            Self::Postgres(s) => s.database_on_a_small_disk(ROOM),
+            Self::MariaDb(s) => s.database_on_a_small_disk(ROOM),
+        };
+        match small {
+            Some((name, disk)) => (name, Some(disk)),
+            None => (self.database(), None),
         }
     }
 
@@ -94,12 +109,15 @@ struct Bench {
     target: Server,
     wires: [Wire; 2],
     databases: [String; 2],
+    /// The target's, where it can be filled.
+    disk: Option<Disk>,
 }
 
 impl Bench {
     fn new(from: &str, to: &str) -> Self {
         let (source, target) = (Server::start(from), Server::start(to));
-        let databases = [source.database(), target.database()];
+        let (small, disk) = target.small_database();
+        let databases = [source.database(), small];
         let wires = [Wire::to(source.port()), Wire::to(target.port())];
         let folder = Folder::with_env(&[("ROUNDS_PW", PASSWORD)]);
         let side = |server: &Server, wire: &Wire, db: &str| {
@@ -125,7 +143,7 @@ impl Bench {
             }
         };
         source.exec(&databases[0], &fill);
-        Self { folder, source, target, wires, databases }
+        Self { folder, source, target, wires, databases, disk }
     }
 
     fn start(&self) -> Running {
@@ -135,19 +153,24 @@ impl Bench {
     /// A fault of a kind, at a moment of its choosing.
     fn fault(&mut self, running: Running, random: &mut StdRng) -> Running {
         std::thread::sleep(Duration::from_millis(random.random_range(50..700)));
-        let fault = random.random_range(0..8);
+        let fault = random.random_range(0..9);
         println!("fault {fault}");
         let mut running = running;
-        match fault {
-            0..=2 => {
+        match (fault, &self.disk) {
+            (0..=2, _) => {
                 running.kill();
                 drop(running);
                 return self.start();
             }
-            3 => self.wires[0].cut(),
-            4 => self.wires[1].cut(),
-            5 => self.source.fault(random.random()),
-            6 => self.target.fault(random.random()),
+            (3, _) => self.wires[0].cut(),
+            (4, _) => self.wires[1].cut(),
+            (5, _) => self.source.fault(random.random()),
+            (6, _) => self.target.fault(random.random()),
+            (7, Some(disk)) => {
+                disk.fill();
+                std::thread::sleep(Duration::from_millis(900));
+                disk.free();
+            }
             _ => {
                 self.wires[1].refuse();
                 std::thread::sleep(Duration::from_millis(600));
@@ -288,6 +311,13 @@ fn postgres_to_mariadb_through_faults() {
 #[test]
 fn mariadb_to_postgres_through_faults() {
     rounds("mariadb", "postgres", 1, 3);
+}
+
+#[test]
+fn a_newer_postgres_to_another_through_faults() {
+    if Postgres::start_newer().is_some() {
+        rounds("postgres newer", "postgres newer", 1, 2);
+    }
 }
 
 #[test]

@@ -69,6 +69,7 @@ impl Follower {
                 table.schema = found.schema.clone();
                 if again && table.copy != Copy::NotStarted {
                     table.copy = Copy::After(Vec::new());
+                    out.polled.copied_again.push(index);
                 }
                 out.polled.evolved.push((index, table.schema.clone()));
                 self.waiting.take_if(|waiting| waiting.table == index);

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::client::{self, Row};
+use super::disk::Disk;
 use super::process::{Process, free_port, succeed};
 use super::{ADMIN, CDC, PASSWORD, SINK, process, template};
 
@@ -195,6 +196,13 @@ impl MariaDb {
         let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
         self.create_database(&name);
         name
+    }
+
+    /// A new database whose files lie on a small disk; `None` where there can be none.
+    pub fn database_on_a_small_disk(&self, megabytes: u32) -> Option<(String, Disk)> {
+        let name = self.fresh_database();
+        let folder = self.process.folder.path("data").join(&name);
+        Disk::mount(&folder, megabytes).map(|disk| (name, disk))
     }
 
     /// Changes an option for the next start.

@@ -8,6 +8,7 @@
 pub mod chinook;
 pub mod client;
 pub mod cut;
+pub mod disk;
 pub mod judge;
 pub mod load;
 pub mod mariadb;

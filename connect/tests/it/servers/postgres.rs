@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::client::{self, Row};
+use super::disk::Disk;
 use super::process::{Process, free_port, hand_over, hand_over_all, succeed};
 use super::{ADMIN, CDC, PASSWORD, SINK, newer, process, template};
 
@@ -226,6 +227,17 @@ impl Postgres {
         let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
         self.create_database(&name);
         name
+    }
+
+    /// A new database whose files lie on a small disk; `None` where there can be none.
+    pub fn database_on_a_small_disk(&self, megabytes: u32) -> Option<(String, Disk)> {
+        let folder = self.process.folder.path("small");
+        std::fs::create_dir(&folder).unwrap();
+        let disk = Disk::mount(&folder, megabytes)?;
+        self.exec("postgres", &format!("create tablespace small location '{}'", folder.display()));
+        let name = self.fresh_database();
+        self.exec("postgres", &format!("alter database {name} set tablespace small"));
+        Some((name, disk))
     }
 
     /// Changes a setting for the next start.
