@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use super::{
     apply::{Apply, Route},
     control::Control,
-    feed::{Feed, reconcile_part},
+    feed::{Feed, pause, reconcile_part},
     file::SyncSpec,
     owner_of,
     parked::{Parked, ParkedKey, dead_letters_of},
@@ -31,7 +31,7 @@ use super::{
     topic_of,
 };
 use crate::{
-    Error, Result,
+    Error, ErrorKind, Result,
     change::TableSchema,
     command::with_file,
     connector::{Copied, Finding, Follow, Level, Sink, Source, SourceConnector},
@@ -82,7 +82,7 @@ pub(super) fn retry_pause(failures: u32) -> Duration {
 /// Runs one sync until it ends (`once`), `stop` turns true, or it must stop.
 ///
 /// # Errors
-/// `Unavailable` where source or target are not there at the start; `Conflict` where a person must decide, with the
+/// `Unavailable` where source or target are not there at the first start, or with `once`; `Conflict` where a person must decide, with the
 /// command to type; `Corrupt` and `Closed` of the log.
 pub async fn run(
     session: Arc<dyn Session>,
@@ -99,12 +99,12 @@ pub async fn run(
         *status = Status { sync: spec.name.clone(), from, to, state: State::Starting, ..Status::default() };
     });
     let observer = Arc::new(Watched { inner: observer, control: Arc::clone(&control), since: Instant::now() });
-    let run = async {
-        let sync = Runner { session, clock, spec, options, observer, control };
-        sync.run(stop).await
-    };
+    let sync = Runner { session, clock, spec, options, observer, control };
     status.open();
-    let result = run.await.map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)));
+    let result = sync
+        .run_or_wait(stop)
+        .await
+        .map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)));
     status.close();
     status.tell(|status| match &result {
         Ok(()) => status.state = State::Stopped,
@@ -164,7 +164,30 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    async fn run(self, stop: watch::Receiver<bool>) -> Result<()> {
+    /// Runs; a sync that ran before has the right names, and waits for databases that are away when it starts.
+    async fn run_or_wait(&self, mut stop: watch::Receiver<bool>) -> Result<()> {
+        let asked = self.options.once || self.options.replace || !self.options.recopy.is_empty();
+        let mut failures = 0;
+        loop {
+            match self.run(stop.clone()).await {
+                Err(error) if error.kind() == ErrorKind::Unavailable && !asked && self.ran_before().await? => {
+                    failures += 1;
+                    self.observer.waiting(&error);
+                    pause(&mut stop, retry_pause(failures)).await;
+                    if *stop.borrow() {
+                        return Ok(());
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn ran_before(&self) -> Result<bool> {
+        Ok(!self.session.positions(&owner_of(&self.spec.name)).await?.is_empty())
+    }
+
+    async fn run(&self, stop: watch::Receiver<bool>) -> Result<()> {
         let (from, to) = (self.spec.from.source()?, self.spec.to.sink()?);
         let tables = from.tables(&self.spec.tables).await?;
         if let Some(same) = same_database(&self.spec.from, &self.spec.to) {

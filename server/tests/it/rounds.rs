@@ -304,6 +304,27 @@ fn secrets_are_nowhere(folder: &Folder) {
 }
 
 #[test]
+fn a_sync_that_ran_before_waits_for_databases_that_are_away_at_its_start() {
+    let bench = Bench::new("postgres", "mariadb");
+    bench.wires[1].refuse();
+    bench.start().end().fails(69, &["mysql://"]);
+    bench.wires[1].accept();
+    let mut running = bench.start();
+    running.wait_err("in step, following");
+    assert_eq!(running.stop("TERM").code, Some(0));
+    for wire in &bench.wires {
+        wire.refuse();
+        let mut running = bench.start();
+        running.wait_err("connect to");
+        wire.accept();
+        running.wait_err("in step, following");
+        assert_eq!(running.stop("TERM").code, Some(0));
+    }
+    bench.wires[0].refuse();
+    bench.folder.run(&["sync", "run", "s.toml", "--data-dir", "log", "--once"]).fails(69, &["postgres://"]);
+}
+
+#[test]
 fn postgres_to_mariadb_through_faults() {
     rounds("postgres", "mariadb", 1, 3);
 }
