@@ -4,7 +4,7 @@
 //! `{"before", "after", "op", "source", "ts_ms"}`. A delete is its event and a tombstone. A value that does not fit what
 //! its column declares, and every blob, infinity and invalid text, is a tagged object: `{"$blob": "<base64>"}`,
 //! `{"$real": "Infinity"}`, `{"$text": "abc"}`, `{"$integer": 5}`, `{"$boolean": true}`, `{"$bytes": "<base64>"}` (invalid
-//! text), `{"$unchanged": true}` (a value that the source did not tell).
+//! text), `{"$unchanged": true}` (a value that the source did not tell, or a large one of the row before the change).
 
 use std::{collections::HashMap, fmt};
 
@@ -30,6 +30,11 @@ pub use crate::types::Kind;
 
 /// Header that names the schema (by its id in `_tidemill.schemas`) a value was written with.
 pub const SCHEMA_HEADER: &str = "tm-schema";
+
+/// From this size on an event's row before the change leaves out large values.
+const LARGE_EVENT: usize = 1 << 20;
+/// Larger than this is large for a value.
+const LARGE_VALUE: usize = 64 << 10;
 
 /// What `_tidemill.schemas` holds under a schema's id: the table a topic's values describe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +94,7 @@ impl TopicSchema {
     /// Writes a change as records: one, or for a delete two (the event, then the tombstone).
     pub fn encode(&self, change: &Change, now: Timestamp, out: &mut Vec<Record>) {
         let key = Bytes::from(self.encode_key(&change.key));
-        let event = EventJson {
+        let mut event = EventJson {
             before: self.row_json(change.before.as_deref()),
             after: self.row_json(change.after.as_deref()),
             op: op_letter(change.op),
@@ -102,11 +107,32 @@ impl TopicSchema {
             ts_ms: now.0,
         };
         let headers = vec![Header::text(SCHEMA_HEADER, self.id.to_string())];
-        let value = Bytes::from(written(&event));
+        let mut value = Bytes::from(written(&event));
+        let short: Row;
+        if value.len() > LARGE_EVENT
+            && let Some(before) = &change.before
+        {
+            short = self.without_large_values(before);
+            event.before = self.row_json(Some(&short));
+            value = Bytes::from(written(&event));
+        }
         out.push(Record { key: Some(key.clone()), value: Some(value), headers: headers.clone(), timestamp: Some(now) });
         if change.op == Op::Delete {
             out.push(Record { key: Some(key), value: None, headers, timestamp: Some(now) });
         }
+    }
+
+    /// A row with its large values untold, but for the key.
+    fn without_large_values(&self, row: &[Value]) -> Row {
+        let cells = row.iter().zip(&self.table.columns);
+        let cell = |(value, column): (&Value, &Column)| match value {
+            Value::Text(text) if column.key.is_none() && text.len() > LARGE_VALUE => Value::Unchanged,
+            Value::Blob(bytes) | Value::InvalidText(bytes) if column.key.is_none() && bytes.len() > LARGE_VALUE => {
+                Value::Unchanged
+            }
+            value => value.clone(),
+        };
+        cells.map(cell).collect()
     }
 
     fn row_json<'a>(&'a self, row: Option<&'a [Value]>) -> Option<RowJson<'a>> {

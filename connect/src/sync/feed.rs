@@ -245,8 +245,15 @@ impl Feed {
     async fn flush(&mut self, table: Option<usize>, records: &mut Vec<Record>) -> Result<()> {
         let Some(table) = table.filter(|_| !records.is_empty()) else { return Ok(()) };
         self.bytes += records.iter().map(size_of_record).sum::<usize>();
-        let to = TopicPartition::new(&self.tables[table].topic, 0);
-        self.writer.append(&to, std::mem::take(records)).await
+        let schema = &self.tables[table];
+        let largest = records.iter().max_by_key(|record| size_of_record(record));
+        let key = largest.and_then(|record| record.key.clone()).unwrap_or_default();
+        let to = TopicPartition::new(&schema.topic, 0);
+        let appended = self.writer.append(&to, std::mem::take(records)).await;
+        appended.map_err(|error| match error.kind() {
+            ErrorKind::Invalid => too_large(&schema.table.full_name(), &key, &error),
+            _ => error,
+        })
     }
 
     /// Writes deletes of rows that are gone; whether there were any.
@@ -289,6 +296,15 @@ impl Feed {
         }
         Ok(wrote)
     }
+}
+
+/// What the log refuses of rows that are well made: their size.
+fn too_large(table: &str, key: &[u8], error: &Error) -> Error {
+    Error::conflict(format!(
+        "row {} of table {table} is larger than the log takes: {error}; to go on, make it smaller, or leave the table out of the \
+         sync's tables",
+        String::from_utf8_lossy(key)
+    ))
 }
 
 /// An error that polling again would not mend.

@@ -78,8 +78,14 @@ impl Config {
         self.group_bytes.min(self.commit_file_bytes - 8192)
     }
 
-    /// Most payload bytes of one request.
+    /// Most payload bytes of one request. One that is larger than a group is a group of its own, and must fit into one file
+    /// beside the opening note.
     pub fn request_limit(&self) -> usize {
-        self.group_limit() - 4096
+        self.commit_file_bytes - 8192 - 4096
+    }
+
+    /// Most bytes of one record of a transaction: its positions go beside it.
+    pub fn record_limit(&self) -> usize {
+        self.request_limit() / 2
     }
 }

@@ -69,7 +69,7 @@ impl EmbeddedSession {
     }
 
     fn too_large(&self, size: usize) -> Result<()> {
-        let limit = self.engine.config().request_limit() / 2;
+        let limit = self.engine.config().record_limit();
         if size <= limit {
             return Ok(());
         }
@@ -274,7 +274,7 @@ impl Writer for EmbeddedWriter {
         self.session.may(Action::Write, &to.topic)?;
         let id = self.session.partition(to)?;
         let now = self.session.engine.clock().now();
-        let stage_bytes = STAGE_BYTES.min(self.session.engine.config().request_limit() / 2);
+        let stage_bytes = STAGE_BYTES.min(self.session.engine.config().record_limit());
         for record in records {
             let size = record.size_bytes();
             self.session.too_large(size)?;

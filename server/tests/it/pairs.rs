@@ -1,6 +1,9 @@
 //! All nine pairs of databases from one file each source, equality judged by the databases' own clients.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     servers::{ADMIN, MariaDb, PASSWORD, Postgres, SINK, chinook, client, judge},
@@ -295,4 +298,46 @@ fn a_source_can_be_shut_down_under_a_sync() {
     });
     assert!(equal.is_some(), "{}", running.err());
     assert_eq!(running.stop("TERM").code, Some(0));
+}
+
+/// Rows of some megabytes, more of them than one statement of a target takes.
+fn large_rows(kind: &str) {
+    let folder = Folder::with_env(&[("PAIRS_PW", PASSWORD)]);
+    let source = Place::fresh(kind, &folder, "source");
+    let targets: Vec<_> = KINDS.iter().map(|kind| Place::fresh(kind, &folder, kind)).collect();
+    let tables = ["t".to_owned()];
+    let (blob, filled) = match kind {
+        "postgres" => ("bytea", "convert_to(repeat('x', SIZE), 'UTF8')"),
+        _ => ("longblob", "repeat('x', SIZE)"),
+    };
+    let filled = |size: usize| filled.replace("SIZE", &size.to_string());
+    let insert = |ids: [u32; 2]| {
+        let rows = ids.map(|id| format!("({id}, {}, 'a')", filled(5_000_000)));
+        format!("insert into t values {};", rows.join(", "))
+    };
+    source.exec(&format!("create table t (id int primary key, b {blob}, v text); {}", insert([1, 2])));
+    let mut file = String::new();
+    for (kind, target) in KINDS.iter().zip(&targets) {
+        let (from, to) = (source.endpoint(ADMIN), target.endpoint(SINK));
+        writeln!(file, "[sync.{kind}]\nfrom = {from}\nto = {to}\ntables = ['t']").unwrap();
+    }
+    std::fs::write(folder.path("s.toml"), file).unwrap();
+    let mut running = folder.start(&["sync", "run", "s.toml", "--data-dir", "log"]);
+    wait_equal(&source, &targets, &tables, &running);
+    source.exec(&insert([3, 4]));
+    source.exec("update t set v = 'b' where id in (1, 3); delete from t where id in (2, 4);");
+    wait_equal(&source, &targets, &tables, &running);
+    source.exec(&format!("insert into t values (9, {}, 'too large')", filled(9_000_000)));
+    running.wait_err("row {\"id\":9} of table");
+    running.end().fails(4, &["leave the table out"]);
+}
+
+#[test]
+fn rows_of_megabytes_go_from_postgres_to_all() {
+    large_rows("postgres");
+}
+
+#[test]
+fn rows_of_megabytes_go_from_mariadb_to_all() {
+    large_rows("mariadb");
 }
