@@ -181,7 +181,7 @@ impl Follower {
                 found: found.clone(),
                 copy,
                 known: part.is_some(),
-                dropped: false,
+                dropped: part.is_some_and(|part| part.dropped),
             };
             tables.push(match part {
                 Some(part) if part.copy != Copy::NotStarted => table(&part.schema, part.copy.clone()),
@@ -260,7 +260,7 @@ impl Follower {
     fn all_parts(&self) -> Result<BTreeMap<String, String>> {
         let mut parts = BTreeMap::from([(HEAD.to_owned(), encode(&self.head)?)]);
         for table in &self.tables {
-            let part = TablePart { schema: table.schema.clone(), copy: table.copy.clone() };
+            let part = TablePart { schema: table.schema.clone(), copy: table.copy.clone(), dropped: table.dropped };
             parts.insert(format!("{TABLE}{}", table.schema.full_name()), encode(&part)?);
         }
         for part in &self.left {

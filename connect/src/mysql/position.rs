@@ -61,6 +61,9 @@ pub struct TablePart {
     pub schema: TableSchema,
     /// How far its copy is.
     pub copy: Copy,
+    /// Whether it was dropped: a table of its name is another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dropped: bool,
 }
 
 /// How far the copy of a table is.

@@ -9,7 +9,7 @@ use super::{
     sink_write::{literal, refused},
 };
 use crate::{
-    Result,
+    ErrorKind, Result,
     connector::{Finding, Level},
     converter::TopicSchema,
     endpoint::Server,
@@ -111,6 +111,7 @@ async fn one_table(conn: &mut Conn, translation: &Translation, ours: bool, findi
             note(Level::Ok, "it will be made".into(), None);
             return Ok(());
         }
+        Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
         Err(error) => {
             note(Level::Refuse, error.to_string(), None);
             return Ok(());

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 use super::{
-    catalog::{list, match_tables},
+    catalog::{list, match_tables, strings},
     endpoint::{MysqlServer, connect},
     follow::Follower,
     position::join,
@@ -13,7 +13,7 @@ use super::{
     reader::{Comparer, SnapshotReader},
 };
 use crate::{
-    Result,
+    Error, Result,
     change::TableSchema,
     connector::{Finding, Follow, Source, SourceConnector, TableReader},
     types::Dialect,
@@ -27,6 +27,14 @@ impl SourceConnector for MysqlServer {
 
     async fn tables(&self, patterns: &[String]) -> Result<Vec<TableSchema>> {
         let mut conn = connect(&self.server).await?;
+        let spelled = strings(&mut conn, "SELECT DATABASE()", &[]).await?.into_iter().flatten().next().flatten();
+        // The binlog has the server's own spelling, and names are compared with it.
+        if let Some(spelled) = spelled.filter(|spelled| *spelled != self.server.database) {
+            return Err(Error::invalid(format!(
+                "the server calls database {} {spelled}: name it so in the URL",
+                self.server.database
+            )));
+        }
         match_tables(patterns, list(&mut conn, &self.server.database).await?)
     }
 

@@ -8,7 +8,7 @@ use super::{
     sink_table as table,
 };
 use crate::{
-    Result,
+    ErrorKind, Result,
     connector::{Finding, Level},
     converter::TopicSchema,
     endpoint::Server,
@@ -150,6 +150,7 @@ async fn one_table(
     let mut note = |level, message: String, cure| findings.push(Finding::new(&subject, level, message, cure));
     let found = match table::inspect(conn, wanted).await {
         Ok(found) => found,
+        Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
         Err(error) => {
             note(Level::Refuse, error.to_string(), None);
             return Ok(());

@@ -229,6 +229,30 @@ pub(super) async fn publish(
     }
 }
 
+/// Looks whether tables that are followed still bring their changes. Names of those that are not there any more.
+///
+/// # Errors
+/// `Conflict` where one was made anew or is published no more: no event would tell what happens to it.
+pub(super) async fn look_at_tables(
+    conn: &mut PgConnection,
+    name: &str,
+    tables: &[&TableSchema],
+) -> Result<Vec<String>> {
+    let Some(present) = published(conn, name).await? else {
+        return Err(Stop::PublicationGone(name.to_owned()).into());
+    };
+    let mut gone = Vec::new();
+    for table in tables.iter().filter(|table| !present.contains(&table.full_name())) {
+        let quoted = literal(&quoted_table(table.schema.as_deref(), &table.name));
+        let exists = format!("SELECT 'yes' WHERE pg_catalog.to_regclass({quoted}) IS NOT NULL");
+        match query_one(conn, "look at the tables", exists).await? {
+            Some(_) => return Err(Stop::Unpublished(table.full_name()).into()),
+            None => gone.push(table.full_name()),
+        }
+    }
+    Ok(gone)
+}
+
 /// Drops slot and publication; a line for each.
 pub(super) async fn remove(conn: &mut PgConnection, name: &str, shown: &str) -> Result<Vec<String>> {
     let mut said = Vec::new();

@@ -16,6 +16,7 @@ use super::{
     lag::lag,
     position::{CopyState, Lsn, STREAM_PART, StreamPosition, TablePosition, encode, table_part},
     shape::Followed,
+    slot::look_at_tables,
     stop::Stop,
     stream::Stream,
     take::{Session, Taken},
@@ -31,6 +32,8 @@ use crate::{
 const WAIT: Duration = Duration::from_millis(100);
 /// How often the position moves on when nothing happens to the tables.
 const IDLE_ADVANCE: Duration = Duration::from_secs(10);
+/// How often the tables are looked at: a table that was swapped for another brings no event of that.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Between polls that found nothing: callers look up.
 const BREATH: Duration = Duration::from_millis(1);
 
@@ -53,6 +56,9 @@ pub struct PostgresSource {
     /// Where a bounded source ends.
     pub(super) end: Option<Lsn>,
     pub(super) session: Session,
+    looked_at: Instant,
+    /// Tables that are not there any more, said once.
+    gone: Vec<String>,
     /// An event that must begin a poll.
     held: Option<ReplicationEvent>,
     /// What was found but could not be completed.
@@ -87,6 +93,8 @@ impl PostgresSource {
             copier: parts.copier,
             end: parts.end,
             session: Session::default(),
+            looked_at: Instant::now(),
+            gone: Vec::new(),
             held: None,
             unsent: None,
         }
@@ -119,9 +127,31 @@ impl PostgresSource {
         Ok(())
     }
 
+    /// Looks whether the tables are still those that are followed; the poll does it now and then.
+    ///
+    /// # Errors
+    /// `Conflict` where one was made anew or is published no more.
+    pub async fn look_at_tables(&mut self) -> Result<()> {
+        let Some(side) = &mut self.side else { return Ok(()) };
+        let tables: Vec<_> = self.tables.iter().map(|table| &table.schema).collect();
+        let gone = look_at_tables(side, &self.position.publication, &tables).await.inspect_err(|error| {
+            if error.kind() == ErrorKind::Unavailable {
+                self.side = None;
+            }
+        })?;
+        for table in gone.iter().filter(|table| !self.gone.contains(table)) {
+            tracing::warn!(table, "table was dropped or renamed in the source; its topic and target stay");
+        }
+        (self.gone, self.looked_at) = (gone, Instant::now());
+        Ok(())
+    }
+
     /// Reads on until there is enough, or nothing more.
     async fn fill(&mut self) -> Result<Batch> {
         self.open().await?;
+        if self.looked_at.elapsed() >= LOOK_INTERVAL {
+            self.look_at_tables().await?;
+        }
         let mut batch = Batch::default();
         if self.copier.is_ready() {
             self.emit_copy(&mut batch);

@@ -70,7 +70,7 @@ impl SourceConnector for SqliteFile {
         let tables = tables.to_vec();
         let examine = move |path: &Path| {
             let conn = open_source(path)?;
-            Ok(if once { preflight_tables(&conn, &tables) } else { preflight(&conn, &tables) })
+            if once { preflight_tables(&conn, &tables) } else { preflight(&conn, &tables) }
         };
         self.blocking("examine a source", examine).await
     }

@@ -10,21 +10,33 @@ use super::install::{ends_triggers, installed_tables};
 use super::value::{identifier, sqlite_error};
 use crate::change::TableSchema;
 use crate::connector::{Finding, Level};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Examines a source for capturing `tables`. A failure to examine is a finding too.
-pub fn preflight(conn: &Connection, tables: &[TableSchema]) -> Vec<Finding> {
+///
+/// # Errors
+/// `Unavailable` where the file is locked.
+pub fn preflight(conn: &Connection, tables: &[TableSchema]) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for examine in [writable, encoding, journal_mode, leftovers] {
-        findings
-            .push(examine(conn).unwrap_or_else(|error| Finding::new("file", Level::Refuse, error.to_string(), None)));
+        findings.push(examine(conn).or_else(|error| failed("file", error))?);
     }
-    findings.extend(preflight_tables(conn, tables));
-    findings
+    findings.extend(preflight_tables(conn, tables)?);
+    Ok(findings)
+}
+
+fn failed(subject: &str, error: Error) -> Result<Finding> {
+    match error.kind() {
+        ErrorKind::Unavailable => Err(error),
+        _ => Ok(Finding::new(subject, Level::Refuse, error.to_string(), None)),
+    }
 }
 
 /// Examines tables alone: all that a copy needs which installs nothing.
-pub fn preflight_tables(conn: &Connection, tables: &[TableSchema]) -> Vec<Finding> {
+///
+/// # Errors
+/// `Unavailable` where the file is locked.
+pub fn preflight_tables(conn: &Connection, tables: &[TableSchema]) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for table in tables {
         match examine_table(conn, table) {
@@ -32,10 +44,10 @@ pub fn preflight_tables(conn: &Connection, tables: &[TableSchema]) -> Vec<Findin
                 findings.push(Finding::new(&table.name, Level::Ok, "can be captured", None));
             }
             Ok(found) => findings.extend(found),
-            Err(error) => findings.push(Finding::new(&table.name, Level::Refuse, error.to_string(), None)),
+            Err(error) => findings.push(failed(&table.name, error)?),
         }
     }
-    findings
+    Ok(findings)
 }
 
 /// Refuses a target that is the source itself, also through a link or another spelling of the path.

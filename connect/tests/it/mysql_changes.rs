@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use tidemill_connect::{
     change::{Change, Op, Row, Value},
     connector::{Follow, Source, SourceConnector},
+    endpoint::{Endpoint, Secret},
+    mysql::endpoint::MysqlServer,
 };
 
 use super::mysql_source::{Bench, apply, int, ops, sorted};
-use crate::servers::CDC;
+use crate::servers::{CDC, MariaDb, PASSWORD};
 
 fn text(text: &str) -> Value {
     Value::Text(text.into())
@@ -46,8 +48,37 @@ async fn a_dropped_table_ends_and_the_others_go_on() {
     bench.exec("insert into a values (2); drop table a; insert into b values (2)");
     let changes = bench.changes(&mut source, 2).await;
     assert_eq!(changes.iter().map(|c| c.table).collect::<Vec<_>>(), [0, 1]);
-    // A table of its name is another one.
-    bench.exec("create table a (id int primary key); insert into a values (9); insert into b values (3)");
+    // A table of its name is another one, also for who was away.
+    drop(source);
+    bench.exec("create table a (id int primary key)");
+    let mut source = bench.open().await.unwrap();
+    let error = bench.error(&mut source).await;
+    assert!(error.to_string().contains("--recopy shop.a"), "{error}");
+}
+
+#[tokio::test]
+async fn a_database_is_named_as_the_server_spells_it() {
+    let folds = MariaDb::options().set("lower_case_table_names", "1").start();
+    let bench = Bench::on(folds, "create table a (id int primary key)");
+    let named = |name: &str| {
+        let url = bench.server.url(CDC, name);
+        let Endpoint::Mysql(server) =
+            Endpoint::parse(&url, Some(Secret::Plain(PASSWORD.into())), ".".as_ref()).unwrap()
+        else {
+            panic!("no server")
+        };
+        MysqlServer::new(&server)
+    };
+    let error = named("Shop").tables(&["*".into()]).await.unwrap_err();
+    assert!(error.to_string().contains("the server calls database Shop shop"), "{error}");
+    assert_eq!(named("shop").tables(&["*".into()]).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_table_made_anew_stops_the_sync() {
+    let mut bench = Bench::new("create table a (id int primary key); create table b (id int primary key)");
+    let (mut source, _) = bench.copied().await;
+    bench.exec("drop table a; create table a (id int primary key); insert into a values (9); insert into b values (3)");
     let error = bench.error(&mut source).await;
     assert!(error.to_string().contains("--recopy shop.a"), "{error}");
 }

@@ -428,6 +428,37 @@ async fn a_bounded_run_ends_and_a_copy_alone_installs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_swapped_for_another_stops_the_sync() {
+    let mut f = Followed::new(
+        Postgres::shared(),
+        "create table t (id int primary key, v text); insert into t values (1, 'a'); create table u (id int primary key);",
+    );
+    f.open().await;
+    f.catch_up().await;
+    // One that is gone is no reason to stop for the others.
+    f.pg.exec(&f.db, "drop table u");
+    f.source().look_at_tables().await.unwrap();
+    f.pg.exec(
+        &f.db,
+        "create table new (like t including all); alter table t rename to old; alter table new rename to t; \
+         insert into t values (2, 'b');",
+    );
+    let words = ["public.t is not published", "tidemill sync run FILE --recopy public.t"];
+    conflict(f.source().look_at_tables().await, &words);
+    f.source = None;
+    conflict(f.try_open(&[], false).await, &words);
+    f.try_open(&["public.t"], false).await.unwrap();
+    f.log.rows.clear();
+    f.catch_up().await;
+    f.same("t").await;
+    // What is left out of the publication is not missed in silence.
+    f.pg.exec(&f.db, &format!("alter publication {} set table t where (id > 5), only old", f.slot()));
+    conflict(f.source().look_at_tables().await, &["row filter"]);
+    f.pg.exec(&f.db, &format!("drop publication {}", f.slot()));
+    conflict(f.source().look_at_tables().await, &["is gone"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_is_told_with_its_cure() {
     let mut f = Followed::new(
         Postgres::shared(),

@@ -1,6 +1,6 @@
 //! Sinks of database servers, each test on PostgreSQL and MariaDB alike, judged by the servers' own clients.
 
-use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use tidemill_connect::{
     ErrorKind, Result,
@@ -11,7 +11,7 @@ use tidemill_connect::{
     types::Dialect,
 };
 
-use crate::servers::{CDC, Folder, MariaDb, PASSWORD, Postgres, SINK, cut::Wire, skipped};
+use crate::servers::{CDC, MariaDb, PASSWORD, Postgres, SINK, cut::Wire, skipped};
 
 /// A database that a test writes to.
 enum Target {
@@ -303,6 +303,34 @@ async fn a_server_that_comes_back_is_written_to_again() {
     }
     assert_eq!(postgres.value(&a, "select count(*) from t").as_deref(), Some("2"));
     assert_eq!(maria.value(&b, "select count(*) from t").as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preflight_that_is_cut_refuses_nothing() {
+    let schema = numbers(1);
+    for target in targets() {
+        let (port, url) = match &target {
+            Target::Postgres(server, db) => (server.port(), server.url(SINK, db)),
+            Target::Maria(server, db) => (server.port(), server.url(SINK, db)),
+        };
+        let wire = Wire::to(port);
+        let to = connector(&url.replace(&format!(":{port}/"), &format!(":{}/", wire.port())), PASSWORD);
+        put(&mut *to.open("s", "L").await.unwrap(), &schema, vec![change(Op::Create, pair(1, "a"), 1)], 1)
+            .await
+            .unwrap();
+        let mut cut = 0;
+        for bytes in (0..4_000).step_by(100) {
+            wire.cut_after(bytes);
+            match to.preflight("s", "L", &[(*schema).clone()]).await {
+                Ok(findings) => assert!(findings.iter().all(|f| f.level != Level::Refuse), "{findings:?}"),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+                    cut += 1;
+                }
+            }
+        }
+        assert!(cut > 5, "the wire was cut {cut} times only");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

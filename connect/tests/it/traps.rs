@@ -259,7 +259,7 @@ fn preflight_refuses_by_name_and_names_the_cure() {
     let tables = tables_of(&bench.path);
     assert!(tables.iter().all(|table| table.name != "v"));
     let conn = sqlite::open_source(&bench.path).unwrap();
-    let findings = preflight(&conn, &tables);
+    let findings = preflight(&conn, &tables).unwrap();
     for (table, message, cure) in [
         ("nokey", "no primary key", "CREATE TABLE"),
         ("nullkey", "2 rows", "WHERE \"k\" IS NULL"),
