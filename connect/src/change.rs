@@ -115,6 +115,17 @@ pub enum Value {
     Blob(Vec<u8>),
 }
 
+impl Value {
+    /// About how many bytes of memory it takes.
+    pub(crate) fn size_bytes(&self) -> usize {
+        16 + match self {
+            Self::Text(text) => text.len(),
+            Self::Blob(bytes) | Self::InvalidText(bytes) => bytes.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// The values of one row, in the order of the table's columns (or of its key).
 pub type Row = Vec<Value>;
 

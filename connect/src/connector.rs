@@ -199,7 +199,8 @@ pub trait TableReader: Send {
     /// The table as the database declares it, or `None`. A name without a schema means the default one.
     async fn table(&mut self, schema: Option<&str>, name: &str) -> Result<Option<TableSchema>>;
 
-    /// At most `limit` rows whose keys come after `after`, in the database's own order of keys. Fewer only at the end.
+    /// At most `limit` rows whose keys come after `after`, in the database's own order of keys. Fewer where they are large,
+    /// and none only at the end.
     async fn rows(&mut self, table: &TableSchema, after: Option<&Row>, limit: usize) -> Result<Vec<Row>>;
 
     /// The rows of some keys, in the keys' order.

@@ -99,7 +99,7 @@ pub async fn read(conn: &mut Conn, table: &TableSchema, after: Option<&[Value]>,
         let row: Result<Row> =
             row.unwrap().into_iter().zip(&readings).map(|(value, reading)| reading.value(value)).collect();
         let row = row.map_err(|e| e.context(format!("read table {}", table.full_name())))?;
-        piece.bytes += row.iter().map(size).sum::<usize>();
+        piece.bytes += row.iter().map(Value::size_bytes).sum::<usize>();
         piece.rows.push(row);
     }
     piece.last &= count < limit;
@@ -157,11 +157,3 @@ fn statement(table: &TableSchema, after: Option<&[Value]>, limit: usize) -> Resu
     Ok((sql, parameters))
 }
 
-/// About how many bytes a value has.
-pub fn size(value: &Value) -> usize {
-    8 + match value {
-        Value::Text(text) => text.len(),
-        Value::InvalidText(bytes) | Value::Blob(bytes) => bytes.len(),
-        _ => 0,
-    }
-}

@@ -26,7 +26,7 @@ use super::{
         table_map::TableMap,
     },
     catalog::{Found, collations, list, present},
-    copy::{FIRST_ROWS, size},
+    copy::FIRST_ROWS,
     endpoint::connect,
     gtid::{MariaPosition, MysqlSet},
     position::{Copy, Flavour, HEAD, Head, Inside, Place, TABLE, TablePart, encode, join},
@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, Result,
-    change::{Change, Row, TableSchema},
+    change::{Change, Row, TableSchema, Value},
     connector::{Copied, Follow, Polled, Source, SourceLag, TableState},
     endpoint::Server,
 };
@@ -117,7 +117,7 @@ impl Out {
 
     fn push(&mut self, change: Change) {
         let rows = [&change.before, &change.after];
-        self.bytes += rows.into_iter().flatten().flatten().map(size).sum::<usize>();
+        self.bytes += rows.into_iter().flatten().flatten().map(Value::size_bytes).sum::<usize>();
         self.polled.changes.push(change);
     }
 }

@@ -104,6 +104,8 @@ impl Source for SnapshotReader {
 pub struct Comparer {
     server: Server,
     conn: Conn,
+    /// So many rows are asked for, as far as is known of their size.
+    limit: usize,
 }
 
 impl Comparer {
@@ -112,7 +114,7 @@ impl Comparer {
     /// # Errors
     /// `Unavailable`, `Denied`.
     pub async fn open(server: &Server) -> Result<Self> {
-        Ok(Self { server: server.clone(), conn: connect(server).await? })
+        Ok(Self { server: server.clone(), conn: connect(server).await?, limit: usize::MAX })
     }
 }
 
@@ -125,18 +127,10 @@ impl TableReader for Comparer {
     }
 
     async fn rows(&mut self, table: &TableSchema, after: Option<&Row>, limit: usize) -> Result<Vec<Row>> {
-        let (mut rows, mut after) = (Vec::new(), after.cloned());
-        // A piece may end early where its rows are large.
-        while rows.len() < limit {
-            let wanted = limit - rows.len();
-            let piece = Box::pin(read(&mut self.conn, table, after.as_deref(), wanted)).await?;
-            after = piece.rows.last().map(|row| table.key_of(row)).or(after);
-            rows.extend(piece.rows);
-            if piece.last {
-                break;
-            }
-        }
-        Ok(rows)
+        let limit = limit.min(self.limit);
+        let piece = Box::pin(read(&mut self.conn, table, after.map(Vec::as_slice), limit)).await?;
+        self.limit = piece.next_limit(self.limit);
+        Ok(piece.rows)
     }
 
     async fn find(&mut self, table: &TableSchema, keys: &[Row]) -> Result<Vec<Option<Row>>> {

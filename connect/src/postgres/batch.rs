@@ -41,7 +41,7 @@ impl Batch {
 
     pub(super) fn push(&mut self, change: Change) {
         let rows = [&change.before, &change.after];
-        self.bytes += rows.into_iter().flatten().flatten().map(size_of_value).sum::<usize>();
+        self.bytes += rows.into_iter().flatten().flatten().map(Value::size_bytes).sum::<usize>();
         self.incomplete += usize::from(is_incomplete(&change));
         self.polled.changes.push(change);
     }
@@ -100,10 +100,3 @@ fn is_incomplete(change: &Change) -> bool {
     change.after.as_ref().is_some_and(|row| row.contains(&Value::Unchanged))
 }
 
-fn size_of_value(value: &Value) -> usize {
-    16 + match value {
-        Value::Text(text) => text.len(),
-        Value::Blob(bytes) | Value::InvalidText(bytes) => bytes.len(),
-        _ => 0,
-    }
-}

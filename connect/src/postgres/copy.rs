@@ -27,7 +27,7 @@ use super::{
     catalog::from_item,
     endpoint::{execute, literal, query_one, quoted_table},
     lookup::page_query,
-    text::{copy_out, kinds},
+    text::{Beyond, copy_out, kinds},
 };
 use crate::{
     Error, Result,
@@ -237,7 +237,7 @@ impl Copier {
         execute(side, &doing, begin).await?;
         let snapshot = snapshot(side).await?;
         let sql = page_query(schema, &from, after, self.limit);
-        let (rows, size, whole) = copy_out(side, &doing, kinds(schema), &sql, MAX_BYTES).await?;
+        let (rows, size, whole) = copy_out(side, &doing, kinds(schema), &sql, MAX_BYTES, Beyond::Stop).await?;
         self.number += 1;
         let last = whole && rows.len() < self.limit;
         if let Some(average) = size.checked_div(rows.len()) {

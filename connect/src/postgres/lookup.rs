@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use super::{
     catalog::from_item,
     endpoint::identifier,
-    text::{column_list, copy_out, key_list, key_literal, kinds, value_literal},
+    text::{Beyond, column_list, copy_out, key_list, key_literal, kinds, value_literal},
 };
 use crate::{
     Result,
@@ -58,7 +58,7 @@ pub(super) async fn find_rows(
             values.join(", "),
             on.join(" AND ")
         );
-        let (rows, ..) = copy_out(conn, "look up rows", found_kinds.clone(), &sql, usize::MAX).await?;
+        let (rows, ..) = copy_out(conn, "look up rows", found_kinds.clone(), &sql, usize::MAX, Beyond::Stop).await?;
         for mut row in rows {
             let rest = row.split_off(1);
             if let [Value::Integer(place)] = row[..] {

@@ -7,7 +7,7 @@ use super::{
     catalog::{DEFAULT_SCHEMA, find_table, from_item},
     endpoint::{connect, execute, quoted_table},
     lookup::{find_rows, page_query},
-    text::{copy_out, kinds},
+    text::{Beyond, copy_out, kinds},
 };
 use crate::{
     Error, Result,
@@ -22,6 +22,8 @@ const ROWS: usize = 2_000;
 const FIRST_ROWS: usize = 100;
 /// What a poll is to hold.
 const BYTES: usize = 4 << 20;
+/// What it holds at most, where rows are larger than those before.
+const MAX_BYTES: usize = 64 << 20;
 
 /// Reads all tables as they are at one moment, and ends. Installs nothing.
 pub struct Reader {
@@ -56,7 +58,7 @@ impl Reader {
         let doing = format!("read table {}", table.full_name());
         let from = from_item(conn, table).await?;
         let sql = page_query(table, &from, self.after.as_deref(), self.limit);
-        let (rows, size, _) = copy_out(conn, &doing, kinds(table), &sql, usize::MAX).await?;
+        let (rows, size, _) = copy_out(conn, &doing, kinds(table), &sql, MAX_BYTES, Beyond::Forget).await?;
         if let Some(average) = size.checked_div(rows.len()) {
             self.limit = (BYTES / average.max(1)).clamp(1, ROWS).min(self.limit * 4);
         }
@@ -133,12 +135,14 @@ impl Source for Reader {
 pub struct Rows {
     server: Server,
     conn: Option<PgConnection>,
+    /// So many rows are asked for, as far as is known of their size.
+    limit: usize,
 }
 
 impl Rows {
     pub(super) async fn open(server: Server) -> Result<Self> {
         let conn = Some(connect(&server).await?);
-        Ok(Self { server, conn })
+        Ok(Self { server, conn, limit: usize::MAX })
     }
 
     /// The connection; it is put back only where nothing failed.
@@ -162,10 +166,13 @@ impl TableReader for Rows {
     async fn rows(&mut self, table: &TableSchema, after: Option<&Row>, limit: usize) -> Result<Vec<Row>> {
         let mut conn = self.conn().await?;
         let from = from_item(&mut conn, table).await?;
-        let sql = page_query(table, &from, after.map(Vec::as_slice), limit);
+        let sql = page_query(table, &from, after.map(Vec::as_slice), limit.min(self.limit));
         let doing = format!("read table {}", table.full_name());
-        let (rows, ..) = copy_out(&mut conn, &doing, kinds(table), &sql, usize::MAX).await?;
-        self.conn = Some(conn);
+        let (rows, size, whole) = copy_out(&mut conn, &doing, kinds(table), &sql, MAX_BYTES, Beyond::Stop).await?;
+        if let Some(average) = size.checked_div(rows.len()) {
+            self.limit = (MAX_BYTES / average.max(1)).max(1).min(self.limit.saturating_mul(4));
+        }
+        self.conn = whole.then_some(conn);
         Ok(rows)
     }
 

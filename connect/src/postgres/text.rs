@@ -237,8 +237,16 @@ fn unescape(cell: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// The rows of a query, through `COPY`. Stops early, with `false`, once they hold `budget` bytes; the connection is of
-/// no use then.
+/// What to do with rows beyond a budget of bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beyond {
+    /// Stop reading: the connection is of no use then.
+    Stop,
+    /// Read on and forget them.
+    Forget,
+}
+
+/// The rows of a query, through `COPY`, until they hold `budget` bytes; whether these are all.
 ///
 /// # Errors
 /// After an error, too, the connection is of no use.
@@ -248,18 +256,23 @@ pub(super) async fn copy_out(
     kinds: Vec<Kind>,
     query: &str,
     budget: usize,
+    beyond: Beyond,
 ) -> Result<(Vec<Row>, usize, bool)> {
     let mut stream =
         conn.copy_out_raw(&format!("COPY ({query}) TO STDOUT")).await.map_err(|e| postgres_error(doing, e))?;
-    let (mut splitter, mut rows, mut size) = (CopyRows::new(kinds), Vec::new(), 0);
+    let (mut splitter, mut rows, mut size, mut whole) = (CopyRows::new(kinds), Vec::new(), 0, true);
     while let Some(bytes) = stream.try_next().await.map_err(|e| postgres_error(doing, e))? {
+        if !whole {
+            continue;
+        }
         size += bytes.len();
         splitter.feed(&bytes, &mut rows)?;
-        if size > budget && !rows.is_empty() {
-            return Ok((rows, size, false));
+        whole = size <= budget || rows.is_empty();
+        if !whole && beyond == Beyond::Stop {
+            break;
         }
     }
-    Ok((rows, size, true))
+    Ok((rows, size, whole))
 }
 
 #[cfg(test)]

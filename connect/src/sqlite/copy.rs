@@ -7,7 +7,10 @@ use rusqlite::{Connection, params_from_iter};
 use super::catalog::TableInfo;
 use super::value::{Bound, identifier, read_row, sqlite_error};
 use crate::Result;
-use crate::change::Row;
+use crate::change::{Row, Value};
+
+/// A chunk ends when its rows have so many bytes.
+const MAX_BYTES: usize = 64 << 20;
 
 /// Some rows of a table, and whether they are the last.
 pub(super) struct Chunk {
@@ -15,7 +18,8 @@ pub(super) struct Chunk {
     pub(super) done: bool,
 }
 
-/// Rows after the key `after` in the key's own order, until the deadline or `max_rows`; at least one if there is one.
+/// Rows after the key `after` in the key's own order, until the deadline, `max_rows` or too many bytes; at least one if
+/// there is one.
 pub(super) fn chunk(
     conn: &Connection,
     info: &TableInfo,
@@ -29,12 +33,17 @@ pub(super) fn chunk(
     let mut rows = statement.query(params_from_iter(parameters)).map_err(fail)?;
     let mut chunk = Chunk { rows: Vec::new(), done: false };
     let count = info.schema.columns.len();
+    let mut bytes = 0;
     loop {
-        if chunk.rows.len() >= max_rows || (!chunk.rows.is_empty() && Instant::now() >= deadline) {
+        if chunk.rows.len() >= max_rows || bytes > MAX_BYTES || (!chunk.rows.is_empty() && Instant::now() >= deadline) {
             return Ok(chunk);
         }
         match rows.next().map_err(fail)? {
-            Some(row) => chunk.rows.push(read_row(row, 0, count)?),
+            Some(row) => {
+                let row = read_row(row, 0, count)?;
+                bytes += row.iter().map(Value::size_bytes).sum::<usize>();
+                chunk.rows.push(row);
+            }
             None => {
                 chunk.done = true;
                 return Ok(chunk);

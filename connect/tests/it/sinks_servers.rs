@@ -11,7 +11,7 @@ use tidemill_connect::{
     types::Dialect,
 };
 
-use crate::servers::{CDC, MariaDb, PASSWORD, Postgres, SINK, cut::Wire, skipped};
+use crate::servers::{ADMIN, CDC, MariaDb, PASSWORD, Postgres, SINK, cut::Wire, skipped};
 
 /// A database that a test writes to.
 enum Target {
@@ -330,6 +330,37 @@ async fn a_preflight_that_is_cut_refuses_nothing() {
             }
         }
         assert!(cut > 5, "the wire was cut {cut} times only");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_for_comparing_are_bounded_by_their_bytes() {
+    for target in targets() {
+        let make = "create table big (id int primary key, v text)";
+        let (url, exec): (String, Box<dyn Fn(&str)>) = match &target {
+            Target::Postgres(server, db) => (server.url(ADMIN, db), Box::new(|sql| server.exec(db, sql))),
+            Target::Maria(server, db) => (server.url(ADMIN, db), Box::new(|sql| server.exec(db, sql))),
+        };
+        match &target {
+            Target::Postgres(..) => exec(&format!(
+                "{make}; insert into big select i, repeat('x', 3000000) from generate_series(1, 30) i"
+            )),
+            Target::Maria(..) => exec(&format!(
+                "{}; insert into big select seq, repeat('x', 3000000) from seq_1_to_30",
+                make.replace("text", "longtext")
+            )),
+        }
+        let mut reader = connector(&url, PASSWORD).reader().await.unwrap();
+        let table = reader.table(None, "big").await.unwrap().unwrap();
+        let (mut after, mut pages, mut count) = (None, 0, 0);
+        loop {
+            let rows = reader.rows(&table, after.as_ref(), 5_000).await.unwrap();
+            let Some(last) = rows.last() else { break };
+            after = Some(table.key_of(last));
+            (pages, count) = (pages + 1, count + rows.len());
+        }
+        assert_eq!(count, 30);
+        assert!(pages > 1, "all 90 MB at once");
     }
 }
 
