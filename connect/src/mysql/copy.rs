@@ -156,4 +156,3 @@ fn statement(table: &TableSchema, after: Option<&[Value]>, limit: usize) -> Resu
     sql.push_str(&format!(" ORDER BY {} LIMIT {limit}", order.join(", ")));
     Ok((sql, parameters))
 }
-

@@ -99,4 +99,3 @@ impl Batch {
 fn is_incomplete(change: &Change) -> bool {
     change.after.as_ref().is_some_and(|row| row.contains(&Value::Unchanged))
 }
-

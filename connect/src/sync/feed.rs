@@ -18,14 +18,14 @@ use tokio::sync::watch;
 
 use super::{
     control::Control,
-    reconcile::{Gone, Reconciler},
+    deletes::Deletes,
+    reconcile::{Gone, KeyHash, Reconciler, hash_key},
     run::{Observer, retry_pause},
     schemas::{Schemas, evolve},
-    truncate::Truncate,
 };
 use crate::{
     Error, ErrorKind, Result,
-    change::Op,
+    change::{Change, Op},
     connector::{Polled, Source},
     converter::{SCHEMA_HEADER, TopicSchema},
 };
@@ -166,7 +166,7 @@ impl Feed {
         }
     }
 
-    /// What comes before a poll's changes: new columns, emptied tables.
+    /// What comes before a poll's changes: new columns, emptied tables, rows that a copy did not show.
     async fn prepare(&mut self, polled: &mut Polled) -> Result<()> {
         for (table, shape) in std::mem::take(&mut polled.evolved) {
             let schema = evolve(&*self.session, &self.tables[table], shape).await?;
@@ -185,16 +185,36 @@ impl Feed {
         for table in std::mem::take(&mut polled.truncated) {
             self.truncate(table).await?;
         }
+        for table in &polled.finished_tables {
+            self.delete_unseen(*table, &polled.changes).await?;
+        }
         Ok(())
     }
 
-    /// Deletes all rows of a table's topic, in transactions of their own: a start in the middle begins again with what is
-    /// left.
+    /// Deletes all rows of a table's topic.
     async fn truncate(&mut self, table: usize) -> Result<()> {
+        self.delete_all(table, |_| true).await
+    }
+
+    /// A copy that ends with these changes has shown all rows: deletes those of the topic that it did not show.
+    async fn delete_unseen(&mut self, table: usize, last: &[Change]) -> Result<()> {
+        let Some(known) = &mut self.reconcilers[table] else { return Ok(()) };
+        let schema = &self.tables[table];
+        let key = |change: &Change| hash_key(schema.encode_key(&change.key).as_bytes());
+        let unseen = known.end_pass(&last.iter().filter(|change| change.table == table).map(key).collect());
+        if unseen.is_empty() {
+            return Ok(());
+        }
+        self.delete_all(table, |key| unseen.contains(key)).await
+    }
+
+    /// Deletes rows of a table's topic, in transactions of their own: there may be any number of them, and a start in the
+    /// middle begins again with what is left.
+    async fn delete_all(&mut self, table: usize, is_gone: impl Fn(&KeyHash) -> bool + Send + Sync) -> Result<()> {
         if self.staged {
             self.commit().await?;
         }
-        let mut rows = Truncate::of(&*self.session, &self.tables[table].topic).await?;
+        let mut rows = Deletes::of(&*self.session, &self.tables[table].topic, is_gone).await?;
         while let Some(gone) = rows.next(&*self.session, &self.schemas, &self.tables[table]).await? {
             for row in &gone {
                 if let (Some(known), Some(change)) = (&mut self.reconcilers[table], &row.change) {
@@ -234,7 +254,7 @@ impl Feed {
         }
         self.flush(at, &mut records).await?;
         for table in std::mem::take(&mut polled.finished_tables) {
-            wrote |= self.finish_table(table).await?;
+            wrote |= self.finish_table(table);
         }
         for (name, value) in std::mem::take(&mut polled.position) {
             self.writer.set_position(&name, Some(value));
@@ -256,8 +276,8 @@ impl Feed {
         })
     }
 
-    /// Writes deletes of rows that are gone; whether there were any.
-    async fn delete(&mut self, table: usize, gone: Vec<Gone>) -> Result<bool> {
+    /// Writes deletes of rows that are gone.
+    async fn delete(&mut self, table: usize, gone: Vec<Gone>) -> Result<()> {
         let (now, schema) = (self.clock.now(), &self.tables[table]);
         let mut records = Vec::new();
         self.observer.written(gone.len() as u64);
@@ -270,9 +290,7 @@ impl Feed {
                 }
             }
         }
-        let wrote = !records.is_empty();
-        self.flush(Some(table), &mut records).await?;
-        Ok(wrote)
+        self.flush(Some(table), &mut records).await
     }
 
     /// Makes the open transaction durable.
@@ -281,20 +299,17 @@ impl Feed {
         self.writer.commit().await
     }
 
-    /// Deletes from the topic what the copy did not show.
-    async fn finish_table(&mut self, table: usize) -> Result<bool> {
+    /// A table's copy, or a pass over it, is complete; whether the position tells.
+    fn finish_table(&mut self, table: usize) -> bool {
         self.observer.finished(table);
-        let schema = &self.tables[table];
-        let Some(reconciler) = &mut self.reconcilers[table] else { return Ok(false) };
-        let gone = reconciler.finish(&*self.session, &self.schemas, schema).await?;
-        let part = reconcile_part(&schema.table.full_name());
-        let wrote = self.delete(table, gone).await?;
-        if !self.source.rereads() {
-            self.writer.set_position(&part, None);
-            self.reconcilers[table] = None;
-            return Ok(true);
+        let Some(known) = &mut self.reconcilers[table] else { return false };
+        if self.source.rereads() {
+            known.begin_again();
+            return false;
         }
-        Ok(wrote)
+        self.writer.set_position(&reconcile_part(&self.tables[table].table.full_name()), None);
+        self.reconcilers[table] = None;
+        true
     }
 }
 

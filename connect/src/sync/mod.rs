@@ -8,7 +8,7 @@
 //! | `schemas` | the shapes of topics: found, made, evolved |
 //! | [`parked`], [`control`] | rows that the target refuses, and what people ask of a running sync |
 //! | [`status`] | how a sync is |
-//! | `truncate` | deletes all rows of a topic |
+//! | `deletes` | deletes rows of a topic that are gone without an event of their own |
 //! | `compare` | compares a table of the two databases, row by row |
 //! | [`check`], [`plan`], [`verify`], [`release`], [`remove`] | the other things one does with a sync |
 
@@ -16,6 +16,7 @@ mod apply;
 pub mod check;
 mod compare;
 pub mod control;
+mod deletes;
 mod feed;
 pub mod file;
 pub mod parked;
@@ -26,7 +27,6 @@ pub mod remove;
 pub mod run;
 mod schemas;
 pub mod status;
-mod truncate;
 pub mod verify;
 
 pub use crate::converter::topic_of;

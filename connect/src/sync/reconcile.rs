@@ -7,7 +7,7 @@
 //! Keys and rows are held as hashes: 128 bits of a key, 64 of a row, so that a million rows take some 40 MB.
 
 use std::{
-    collections::{HashMap, hash_map::DefaultHasher},
+    collections::{HashMap, HashSet, hash_map::DefaultHasher},
     hash::Hasher,
 };
 
@@ -125,43 +125,20 @@ impl Reconciler {
         change.op != Op::Read || before.is_none_or(|known| known.row != row)
     }
 
+    /// Ends a pass over the table: the rows that are there and the source did not show, nor shows with the `last` keys.
+    pub(super) fn end_pass(&mut self, last: &HashSet<KeyHash>) -> HashSet<KeyHash> {
+        if self.scope == Scope::Changed {
+            return HashSet::new();
+        }
+        let unseen = self.rows.iter().filter(|(key, known)| known.pass != self.pass && !last.contains(*key));
+        let unseen: HashSet<_> = unseen.map(|(key, _)| *key).collect();
+        self.rows.retain(|key, _| !unseen.contains(key));
+        unseen
+    }
+
     /// The source reads all from the start: what it showed before proves nothing.
     pub(super) fn begin_again(&mut self) {
         self.pass += 1;
-    }
-
-    /// Ends a pass over the table: the rows that are there and the source did not show.
-    pub(super) async fn finish(
-        &mut self,
-        session: &dyn Session,
-        schemas: &Schemas,
-        schema: &TopicSchema,
-    ) -> Result<Vec<Gone>> {
-        if self.scope == Scope::Changed {
-            return Ok(Vec::new());
-        }
-        let unseen: Vec<KeyHash> =
-            self.rows.iter().filter(|(_, known)| known.pass != self.pass).map(|(key, _)| *key).collect();
-        self.pass += 1;
-        if unseen.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut found: HashMap<KeyHash, Option<Gone>> = unseen.iter().map(|key| (*key, None)).collect();
-        scan(session, &schema.topic, |record| {
-            let Some(key) = &record.key else { return Ok(()) };
-            let Some(slot) = found.get_mut(&hash_key(key)) else { return Ok(()) };
-            if let Some((of, change)) = schemas.decode(&record)?
-                && change.after.is_some()
-            {
-                *slot = Some(gone(key.clone(), of, change, schema));
-            }
-            Ok(())
-        })
-        .await?;
-        for key in &unseen {
-            self.rows.remove(key);
-        }
-        Ok(found.into_values().flatten().collect())
     }
 }
 

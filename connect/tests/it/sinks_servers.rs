@@ -342,9 +342,9 @@ async fn rows_for_comparing_are_bounded_by_their_bytes() {
             Target::Maria(server, db) => (server.url(ADMIN, db), Box::new(|sql| server.exec(db, sql))),
         };
         match &target {
-            Target::Postgres(..) => exec(&format!(
-                "{make}; insert into big select i, repeat('x', 3000000) from generate_series(1, 30) i"
-            )),
+            Target::Postgres(..) => {
+                exec(&format!("{make}; insert into big select i, repeat('x', 3000000) from generate_series(1, 30) i"))
+            }
             Target::Maria(..) => exec(&format!(
                 "{}; insert into big select seq, repeat('x', 3000000) from seq_1_to_30",
                 make.replace("text", "longtext")

@@ -396,3 +396,20 @@ fn a_target_of_another_log_is_refused() {
         folder.run(&[&["sync", "run", "s.toml", "--data-dir", "other"], once].concat()).fails(4, &["another log"]);
     }
 }
+
+#[test]
+fn any_number_of_rows_may_be_gone_when_a_table_is_copied_again() {
+    let folder = Folder::new();
+    folder.sync_file("s");
+    // Their deletes are more than one transaction of the log takes.
+    let fill = "insert into t with recursive n(i) as (select 1 union all select i + 1 from n where i < 110000) \
+                select i, printf('%0500d', i) from n";
+    folder.sql("source.db", &["create table t (id integer primary key, v text)", fill]);
+    let once = [&RUN[..], &["--once"]].concat();
+    folder.run(&once).ok();
+    folder.sql("source.db", &["delete from t where id <> 7"]);
+    folder.run(&once).ok();
+    folder.wait_equal();
+    let left = folder.run(&["sql", "--data-dir", "data", "-o", "csv", "select count(*) as n from s.t"]).ok();
+    assert_eq!(left.trim(), "n\n1");
+}

@@ -1,4 +1,4 @@
-//! A table that the source emptied: a delete for every row that its topic has.
+//! Rows that are gone from the source without an event of their own: a delete for each that the topic has.
 
 use std::collections::HashMap;
 
@@ -17,27 +17,33 @@ use crate::{Result, change::Op, converter::TopicSchema};
 /// About so many bytes of the topic are looked through at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// The live rows of one topic, by the offset of their newest record: some 40 bytes each.
-pub(super) struct Truncate {
+/// Live rows of one topic, by the offset of their newest record: some 40 bytes each.
+pub(super) struct Deletes {
     partition: TopicPartition,
     newest: HashMap<KeyHash, i64>,
     offset: i64,
     end: i64,
 }
 
-impl Truncate {
-    /// Looks through a topic. What is in an open transaction is not seen.
-    pub(super) async fn of(session: &dyn Session, topic: &str) -> Result<Self> {
+impl Deletes {
+    /// Looks through a topic for those of its rows that are gone. What is in an open transaction is not seen.
+    pub(super) async fn of(
+        session: &dyn Session,
+        topic: &str,
+        is_gone: impl Fn(&KeyHash) -> bool + Send + Sync,
+    ) -> Result<Self> {
         let partition = TopicPartition::new(topic, 0);
         let mut newest = HashMap::new();
         let bounds = session.bounds(std::slice::from_ref(&partition)).await?;
         let (offset, end) = bounds.first().map_or((0, 0), |b| (b.log_start_offset, b.durable_offset));
         scan(session, topic, |record| {
             let Some(key) = &record.key else { return Ok(()) };
+            let key = hash_key(key);
             match record.value {
                 // Of an event that deletes, the tombstone follows.
-                Some(_) => newest.insert(hash_key(key), record.offset),
-                None => newest.remove(&hash_key(key)),
+                Some(_) if is_gone(&key) => newest.insert(key, record.offset),
+                Some(_) => None,
+                None => newest.remove(&key),
             };
             Ok(())
         })
