@@ -151,6 +151,17 @@ impl Endpoint {
         }
     }
 
+    /// Whether its password is where the sync file says.
+    ///
+    /// # Errors
+    /// As [`Secret::reveal`].
+    pub fn check_password(&self) -> Result<()> {
+        match self {
+            Self::Sqlite(_) => Ok(()),
+            Self::Postgres(server) | Self::Mysql(server) => server.password().map(drop),
+        }
+    }
+
     /// Which kind of database it is.
     pub fn dialect(&self) -> Dialect {
         match self {

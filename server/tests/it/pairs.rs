@@ -241,12 +241,8 @@ fn a_changing_table(kind: &str) {
     source.exec("alter table t drop column w; insert into t (id, v) values (7, 'h');");
     running.wait_err("--recopy");
     running.end().fails(4, &["sync run s.toml --data-dir log --recopy", "column"]);
-    let name = match &source {
-        Place::Postgres(..) => "public.t".to_owned(),
-        Place::MariaDb(_, db) => format!("{db}.t"),
-        Place::Sqlite(_) => "t".to_owned(),
-    };
-    let running = folder.start(&[&run[..], &["--recopy", &name]].concat());
+    // The bare name does: no other table of the sync has it.
+    let running = folder.start(&[&run[..], &["--recopy", "t"]].concat());
     wait_equal(&source, &targets, &tables, &running);
     assert_eq!(running.stop("TERM").code, Some(0));
     folder.run(&["sync", "verify", "s.toml"]).ok();
