@@ -104,11 +104,12 @@ pub trait SourceConnector: Send + Sync {
     /// nothing, with the nearest table.
     async fn tables(&self, patterns: &[String]) -> Result<Vec<TableSchema>>;
 
-    /// What would go wrong, and its cure: rights, settings, tables. Changes nothing. `once` asks for a copy alone.
+    /// What would go wrong, and its cure: rights, settings, tables. Changes nothing. `once` asks for a copy alone. `log_id`
+    /// is empty where no log is known.
     ///
     /// # Errors
     /// As [`SourceConnector::tables`]. What is amiss is a finding, not an error.
-    async fn preflight(&self, tables: &[TableSchema], once: bool) -> Result<Vec<Finding>>;
+    async fn preflight(&self, sync: &str, log_id: &str, tables: &[TableSchema], once: bool) -> Result<Vec<Finding>>;
 
     /// What following it makes there, a line each; for `sync plan`.
     fn makes(&self, sync: &str, tables: &[TableSchema]) -> Vec<String>;

@@ -151,6 +151,17 @@ impl Endpoint {
         }
     }
 
+    /// Whether its password is where the sync file says.
+    ///
+    /// # Errors
+    /// As [`Secret::reveal`].
+    pub fn check_password(&self) -> Result<()> {
+        match self {
+            Self::Sqlite(_) => Ok(()),
+            Self::Postgres(server) | Self::Mysql(server) => server.password().map(drop),
+        }
+    }
+
     /// Which kind of database it is.
     pub fn dialect(&self) -> Dialect {
         match self {
@@ -201,6 +212,22 @@ impl fmt::Display for Server {
     }
 }
 
+impl Endpoint {
+    /// What names the database, whoever asks: two endpoints of one name are one database.
+    pub fn identity(&self) -> String {
+        let server =
+            |scheme: &str, server: &Server| format!("{scheme}://{}:{}/{}", server.host, server.port, server.database);
+        match self {
+            Self::Sqlite(path) => {
+                let path = path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone());
+                format!("sqlite:{}", path.display())
+            }
+            Self::Postgres(at) => server("postgres", at),
+            Self::Mysql(at) => server("mysql", at),
+        }
+    }
+}
+
 /// Why two endpoints cannot be the two ends of a sync: they are one database.
 pub fn same_database(from: &Endpoint, to: &Endpoint) -> Option<String> {
     match (from, to) {
@@ -209,11 +236,7 @@ pub fn same_database(from: &Endpoint, to: &Endpoint) -> Option<String> {
             (!same.ok).then_some(same.message)
         }
         // Two names of one server are not seen through.
-        (Endpoint::Postgres(a), Endpoint::Postgres(b)) | (Endpoint::Mysql(a), Endpoint::Mysql(b)) => {
-            let same = (&a.host, a.port, &a.database) == (&b.host, b.port, &b.database);
-            same.then(|| "source and target are the same database".to_owned())
-        }
-        _ => None,
+        _ => (from.identity() == to.identity()).then(|| "source and target are the same database".to_owned()),
     }
 }
 

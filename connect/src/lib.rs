@@ -7,6 +7,7 @@ pub mod converter;
 pub mod diff;
 pub mod endpoint;
 pub mod mysql;
+mod patterns;
 pub mod postgres;
 pub mod sqlite;
 pub mod sync;

@@ -96,6 +96,12 @@ pub enum Sync {
     Apply {
         /// The sync file
         file: PathBuf,
+        /// Copy this table anew, with its present columns
+        #[arg(long, value_name = "TABLE")]
+        recopy: Vec<String>,
+        /// Drop the sync's tables in the target, whoever filled them, and copy them anew
+        #[arg(long)]
+        replace: bool,
         #[command(flatten)]
         log: Target,
     },
@@ -132,6 +138,9 @@ pub enum Sync {
         /// How long rows that differ may take to arrive, in seconds; without it 10, or less if the target stays as it is
         #[arg(long, value_name = "SECONDS")]
         wait: Option<f64>,
+        /// Folder of the sync's log, for the commands that are printed
+        #[arg(long)]
+        data_dir: Option<PathBuf>,
     },
     /// Remove the triggers from one table of the source, so that it can be altered; then run with --recopy TABLE
     Release {
@@ -139,6 +148,9 @@ pub enum Sync {
         file: PathBuf,
         /// The table, as the source names it
         table: String,
+        /// Folder of the sync's log, for the commands that are printed
+        #[arg(long)]
+        data_dir: Option<PathBuf>,
     },
     /// Remove what the syncs of a file made in the source and in the log; target tables stay
     Rm {
@@ -148,7 +160,7 @@ pub enum Sync {
         #[arg(long)]
         force: bool,
         #[command(flatten)]
-        log: Owned,
+        log: Target,
     },
 }
 

@@ -7,6 +7,7 @@
 //! | `client` | how every command reaches a log: in this process, over the owner's socket, or over HTTP |
 //! | `api` | the HTTP API that all of these answer |
 //! | `commands` | what each command does |
+//! | `typed` | commands inside messages, as they are to be typed |
 //! | `exit` | errors as exit codes |
 
 mod api;
@@ -17,8 +18,12 @@ mod exit;
 mod node;
 mod syncs;
 mod topics;
+mod typed;
 
 use clap::Parser;
+
+/// What is logged unless `TIDEMILL_LOG` says otherwise: our own warnings. What a driver has to say comes in our messages.
+const OWN_LOG: &str = "tidemill=warn";
 
 fn main() -> std::process::ExitCode {
     let cli = match cli::Cli::try_parse() {
@@ -26,7 +31,7 @@ fn main() -> std::process::ExitCode {
         Err(error) => error.exit(),
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEMILL_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(OWN_LOG));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -87,7 +87,7 @@ impl Node {
             Arc::new(EngineTopics(Arc::clone(&engine))),
             tidemill_sql::Settings { temp_dir: data_dir.join("spill"), ..Default::default() },
         )?;
-        let syncs = Syncs::new(log.clone());
+        let syncs = Syncs::new(log.clone(), data_dir);
         let router = api::router(api::State {
             log: log.clone(),
             syncs: syncs.clone(),

@@ -3,20 +3,24 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
 use tidemill_connect::{
     converter::TopicSchema,
     sync::{
+        away::{Side, Waits, spoken},
         control::Control,
         file::{SyncSpec, parse_text},
+        health::last_errors,
         parked::{ParkedKey, parked_of},
+        recopy::resolve_recopy,
         remove::remove,
-        run::{Observer, RunOptions, run},
+        run::{Observer, RunOptions, TableStart, run},
         status::Status,
     },
 };
@@ -24,7 +28,12 @@ use tidemill_core::{
     Error, ErrorKind, Result,
     log::{Caller, Embedded, Log, Session, Table},
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
+
+use crate::typed::Typed;
 
 /// The owner under which applied syncs are kept.
 const OWNER: &str = "syncs";
@@ -39,6 +48,12 @@ pub struct Applied {
     pub file: PathBuf,
     /// Its text.
     pub text: String,
+    /// Tables to copy anew; until that has begun.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recopy: Vec<String>,
+    /// Whether to drop the target's tables and fill them anew; until that has begun.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replace: bool,
 }
 
 impl Applied {
@@ -69,6 +84,8 @@ impl Applied {
 /// A sync at work.
 struct Running {
     control: Arc<Control>,
+    /// The sync file's whole path.
+    file: PathBuf,
     /// Present where this process may stop it: it was applied.
     task: Option<(watch::Sender<bool>, JoinHandle<()>)>,
 }
@@ -77,20 +94,34 @@ struct Running {
 #[derive(Clone)]
 pub struct Syncs {
     log: Embedded,
+    data_dir: PathBuf,
     running: Arc<Mutex<BTreeMap<String, Running>>>,
+    /// Whoever writes what is applied: a second writer would fence the first.
+    turn: Arc<tokio::sync::Mutex<()>>,
     /// Whether syncs may be applied: only a server stays.
     serves: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Syncs {
-    pub fn new(log: Embedded) -> Self {
-        Self { log, running: Arc::default(), serves: Arc::default() }
+    pub fn new(log: Embedded, data_dir: &Path) -> Self {
+        let data_dir = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+        Self { log, data_dir, running: Arc::default(), turn: Arc::default(), serves: Arc::default() }
+    }
+
+    /// How commands about a sync are typed on this machine.
+    pub fn typed(&self, name: &str) -> Typed {
+        let typed = Typed::of_folder(&self.data_dir).served(self.serves());
+        match self.lock().get(name) {
+            Some(running) => typed.file(&running.file),
+            None => typed,
+        }
     }
 
     /// Takes up a sync that a command runs itself.
-    pub fn register(&self, name: &str, control: &Arc<Control>) {
-        let running = Running { control: Arc::clone(control), task: None };
-        self.lock().insert(name.to_owned(), running);
+    pub fn register(&self, spec: &SyncSpec, control: &Arc<Control>) {
+        let file = std::path::absolute(&spec.file).unwrap_or_else(|_| spec.file.clone());
+        let running = Running { control: Arc::clone(control), file, task: None };
+        self.lock().insert(spec.name.clone(), running);
     }
 
     /// Starts all applied syncs, and lets more be applied from now on.
@@ -99,7 +130,7 @@ impl Syncs {
         let session = self.session().await?;
         for (name, applied) in applied_of(session.positions(OWNER).await?)? {
             match applied.spec(&name) {
-                Ok(spec) => self.start(spec),
+                Ok(spec) => self.start(spec, applied),
                 Err(error) => tracing::error!("sync {name}: {error}"),
             }
         }
@@ -110,32 +141,49 @@ impl Syncs {
     pub async fn apply(&self, applied: &Applied) -> Result<Vec<String>> {
         self.require_server()?;
         let specs = applied.specs()?;
-        let value = serde_json::to_string(applied).map_err(|e| Error::internal("encode a sync").with_source(e))?;
-        let mut writer = self.session().await?.writer(OWNER).await?;
-        for spec in &specs {
-            writer.set_position(&spec.name, Some(value.clone()));
-        }
-        writer.commit().await?;
+        let found = specs.iter().try_for_each(SyncSpec::check_passwords);
+        found.map_err(|error| Error::invalid(format!("{error}, where the server runs")))?;
+        let recopy = resolve_recopy(&*self.session().await?, &specs, &applied.recopy).await?;
+        let applied = Applied { recopy, ..applied.clone() };
+        self.store(specs.iter().map(|spec| (spec.name.as_str(), Some(&applied))), |_| true).await?;
         let mut names = Vec::new();
         for spec in specs {
             self.halt(&spec.name).await;
             names.push(spec.name.clone());
-            self.start(spec);
+            self.start(spec, applied.clone());
         }
         Ok(names)
+    }
+
+    /// Stores what is applied, or that it is no more, where `still` holds of what is stored.
+    async fn store<'a>(
+        &self,
+        changes: impl IntoIterator<Item = (&'a str, Option<&'a Applied>)>,
+        still: impl Fn(Option<&Applied>) -> bool,
+    ) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let mut writer = self.session().await?.writer(OWNER).await?;
+        let stored = applied_of(writer.positions().clone())?;
+        for (name, applied) in changes {
+            if still(stored.get(name)) {
+                let value = applied.map(serde_json::to_string).transpose();
+                let value = value.map_err(|e| Error::internal("encode a sync").with_source(e))?;
+                writer.set_position(name, value);
+            }
+        }
+        writer.commit().await
     }
 
     /// Stops an applied sync and removes all that it made but the target's tables. Tells what was done.
     pub async fn remove(&self, name: &str, force: bool) -> Result<Vec<String>> {
         self.require_server()?;
         let session = self.session().await?;
-        let mut writer = session.writer(OWNER).await?;
-        let applied = applied_of(writer.positions().clone())?.remove(name);
+        let applied = applied_of(session.positions(OWNER).await?)?.remove(name);
         let applied = applied.ok_or_else(|| Error::not_found(format!("no sync {name} was applied here")))?;
         self.halt(name).await;
-        let done = remove(Arc::clone(&session), &applied.spec(name)?, force).await?;
-        writer.set_position(name, None);
-        writer.commit().await?;
+        let removed = remove(Arc::clone(&session), &applied.spec(name)?, force).await;
+        let done = removed.map_err(|error| self.typed(name).known(&error))?;
+        self.store([(name, None)], |_| true).await?;
         self.lock().remove(name);
         Ok(done)
     }
@@ -143,14 +191,25 @@ impl Syncs {
     /// How all syncs of the log are, those that nobody runs too.
     pub async fn status(&self) -> Result<Vec<Status>> {
         let now = self.log.engine().clock().now();
-        let mut all: BTreeMap<String, Status> =
-            self.lock().iter().map(|(name, running)| (name.clone(), running.control.status(now))).collect();
+        let running: Vec<_> = self.lock().iter().map(|(name, it)| (name.clone(), it.control.status(now))).collect();
+        let mut all = BTreeMap::new();
+        for (name, mut status) in running {
+            status.last_error = status.last_error.map(|error| self.typed(&name).text(&error));
+            all.insert(name, status);
+        }
         let session = self.session().await?;
         for entry in session.table(Table::Schemas).await?.values() {
             let sync = TopicSchema::decode(entry.value.as_bytes())?.sync;
             if !all.contains_key(&sync) {
                 let parked = parked_of(&*session, &sync).await?;
                 all.insert(sync.clone(), Status { sync, parked, ..Status::default() });
+            }
+        }
+        for (sync, last) in last_errors(&*session).await? {
+            let idle = all.entry(sync.clone()).or_insert_with(|| Status { sync: sync.clone(), ..Status::default() });
+            if !self.lock().contains_key(&sync) {
+                let typed = self.typed(&sync).file(&last.file);
+                (idle.state, idle.last_error) = (last.state(), Some(typed.text(&last.error)));
             }
         }
         Ok(all.into_values().collect())
@@ -179,13 +238,17 @@ impl Syncs {
     }
 
     fn require_server(&self) -> Result<()> {
-        match self.serves.load(std::sync::atomic::Ordering::Acquire) {
+        match self.serves() {
             true => Ok(()),
             false => Err(Error::conflict(
                 "syncs are applied to a server, and none serves this log: start one with tidemill start, or run the file in \
                  the foreground with tidemill sync run FILE",
             )),
         }
+    }
+
+    fn serves(&self) -> bool {
+        self.serves.load(std::sync::atomic::Ordering::Acquire)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Running>> {
@@ -204,35 +267,85 @@ impl Syncs {
         }
     }
 
-    fn start(&self, spec: SyncSpec) {
+    fn start(&self, spec: SyncSpec, applied: Applied) {
         let (tell, stop) = watch::channel(false);
         let control: Arc<Control> = Arc::default();
-        let (log, name, handle) = (self.log.clone(), spec.name.clone(), Arc::clone(&control));
-        let task = tokio::spawn(async move { keep_running(&log, &spec, &handle, stop).await });
-        self.lock().insert(name, Running { control, task: Some((tell, task)) });
+        let (syncs, name, handle) = (self.clone(), spec.name.clone(), Arc::clone(&control));
+        let file = applied.file.clone();
+        let task = tokio::spawn(async move { syncs.keep_running(&spec, applied, &handle, stop).await });
+        self.lock().insert(name, Running { control, file, task: Some((tell, task)) });
     }
-}
 
-/// Runs a sync, and again where its databases went away, until it is stopped or a person must decide.
-async fn keep_running(log: &Embedded, spec: &SyncSpec, control: &Arc<Control>, mut stop: watch::Receiver<bool>) {
-    let [mut pause, longest] = RESTART_PAUSE;
-    while !*stop.borrow() {
-        let clock = Arc::clone(log.engine().clock());
-        let one_run = async {
-            let session = log.session(Caller::internal(format!("sync/{}", spec.name))).await?;
-            let (observer, options) = (Arc::new(Traced(spec.name.clone())), RunOptions::default());
-            run(session, clock, spec, &options, observer, Arc::clone(control), stop.clone()).await
-        };
-        match one_run.await {
-            Ok(()) => return,
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                tracing::warn!("{error}; again in {pause:?}");
-                let _ = tokio::time::timeout(pause, stop.wait_for(|stop| *stop)).await;
-                pause = (pause * 2).min(longest);
+    /// Runs a sync, and again where its databases went away, until it is stopped or a person must decide.
+    async fn keep_running(
+        &self,
+        spec: &SyncSpec,
+        mut applied: Applied,
+        control: &Arc<Control>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let ([first, longest], mut away) = (RESTART_PAUSE, None);
+        let mut pause = first;
+        let typed = Typed::of_folder(&self.data_dir).served(true).file(&applied.file);
+        let observer = Arc::new(Traced {
+            sync: spec.name.clone(),
+            typed: typed.clone(),
+            begun: Notify::new(),
+            waits: Waits::default(),
+        });
+        while !*stop.borrow() {
+            match self.run_once(spec, &mut applied, &observer, control, &stop, &mut away).await {
+                Ok(()) => return,
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    control.will_start_again();
+                    // The same again at each try says no more.
+                    match away {
+                        Some(_) => tracing::debug!("{}; again in {pause:?}", typed.known(&error)),
+                        None => tracing::warn!("{}; it is tried again until it works", typed.known(&error)),
+                    }
+                    if away.is_none() {
+                        (away, pause) = (Some(Instant::now()), first);
+                    }
+                    let _ = tokio::time::timeout(pause, stop.wait_for(|stop| *stop)).await;
+                    pause = (pause * 2).min(longest);
+                }
+                Err(error) => {
+                    tracing::error!("{}", typed.known(&error));
+                    return;
+                }
             }
-            Err(error) => {
-                tracing::error!("{error}");
-                return;
+        }
+    }
+
+    /// What was asked for once is done once: when the run has begun, it stands in the log and in the target.
+    async fn run_once(
+        &self,
+        spec: &SyncSpec,
+        applied: &mut Applied,
+        observer: &Arc<Traced>,
+        control: &Arc<Control>,
+        stop: &watch::Receiver<bool>,
+        away: &mut Option<Instant>,
+    ) -> Result<()> {
+        let session = self.log.session(Caller::internal(format!("sync/{}", spec.name))).await?;
+        let clock = Arc::clone(self.log.engine().clock());
+        let options = RunOptions { once: false, recopy: applied.recopy.clone(), replace: applied.replace };
+        let shown = Arc::clone(observer);
+        let mut run = pin!(run(session, clock, spec, &options, shown, Arc::clone(control), stop.clone()));
+        loop {
+            tokio::select! {
+                biased;
+                () = observer.begun.notified() => {
+                    if let Some(since) = away.take() {
+                        tracing::warn!("sync {}: it works again after {}", spec.name, spoken(since.elapsed()));
+                    }
+                    let plain = Applied { recopy: Vec::new(), replace: false, ..applied.clone() };
+                    if plain != *applied {
+                        self.store([(spec.name.as_str(), Some(&plain))], |stored| stored == Some(applied)).await?;
+                        *applied = plain;
+                    }
+                }
+                result = &mut run => return result,
             }
         }
     }
@@ -247,11 +360,17 @@ fn applied_of(positions: BTreeMap<String, String>) -> Result<BTreeMap<String, Ap
 }
 
 /// Writes what a person should know to the server's own log.
-struct Traced(String);
+struct Traced {
+    sync: String,
+    typed: Typed,
+    begun: Notify,
+    waits: Waits,
+}
 
 impl Observer for Traced {
-    fn started(&self, _: &str, tables: &[(String, u64)], _: &[bool]) {
-        tracing::info!("sync {}: started, {} tables", self.0, tables.len());
+    fn started(&self, _: &str, tables: &[TableStart]) {
+        self.begun.notify_one();
+        tracing::info!("sync {}: started, {} tables", self.sync, tables.len());
     }
 
     fn copied(&self, _: usize, _: u64) {}
@@ -262,13 +381,21 @@ impl Observer for Traced {
 
     fn caught_up(&self) {}
 
-    fn waiting(&self, error: &Error) {
-        tracing::warn!("sync {}: {error}", self.0);
+    fn waiting(&self, side: Side, error: &Error) {
+        if self.waits.begins(side) {
+            tracing::warn!("sync {}: waiting for the {}: {}", self.sync, side.as_str(), self.typed.known(error));
+        }
+    }
+
+    fn back(&self, side: Side, away: Duration) {
+        if self.waits.ends(side) {
+            tracing::warn!("sync {}: the {} is back after {}", self.sync, side.as_str(), spoken(away));
+        }
     }
 
     fn parked(&self, keys: &[ParkedKey]) {
         if let Some(newest) = keys.iter().max_by_key(|key| key.since_ms) {
-            tracing::warn!("sync {}: {} parked, the newest: {}", self.0, keys.len(), newest.cause);
+            tracing::warn!("sync {}: {} parked, the newest: {}", self.sync, keys.len(), newest.cause);
         }
     }
 }

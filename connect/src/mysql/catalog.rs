@@ -15,6 +15,7 @@ use super::{
 use crate::{
     Error, ErrorKind, Result,
     change::{Column, TableSchema},
+    patterns::{self, glob},
 };
 
 /// A column as the catalog has it, generated ones too.
@@ -161,29 +162,12 @@ pub fn match_tables(patterns: &[String], found: Vec<Found>) -> Result<Vec<TableS
     let matches = |pattern: &str, table: &TableSchema| {
         glob(pattern, &table.name) || (pattern.contains('.') && glob(pattern, &table.full_name()))
     };
-    for pattern in patterns {
-        if !found.iter().any(|found| matches(pattern, &found.schema)) {
-            let hint = nearest(pattern, found.iter().map(|found| found.schema.name.as_str()));
-            return Err(Error::not_found(match hint {
-                Some(name) => format!("no table matches {pattern:?}; the nearest is {name:?}"),
-                None => format!("no table matches {pattern:?} in the database that the URL names"),
-            }));
-        }
-    }
-    let named = |found: &Found| patterns.iter().any(|pattern| matches(pattern, &found.schema));
-    Ok(found.into_iter().filter(named).map(|found| found.schema).collect())
-}
-
-fn glob(pattern: &str, name: &str) -> bool {
-    let (pattern, name) = (pattern.to_ascii_lowercase(), name.to_ascii_lowercase());
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
-    let Some(last) = parts.next_back() else { return rest.is_empty() };
-    for part in parts {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.ends_with(last)
+    let no_match =
+        |pattern: &str, tables: &[TableSchema]| match nearest(pattern, tables.iter().map(|t| t.name.as_str())) {
+            Some(name) => format!("no table matches {pattern:?}; the nearest is {name:?}"),
+            None => format!("no table matches {pattern:?} in the database that the URL names"),
+        };
+    patterns::select(patterns, found.into_iter().map(|found| found.schema).collect(), matches, no_match)
 }
 
 /// Where the server's binlog ends now.

@@ -12,6 +12,7 @@ use crate::{
     Error, Result,
     change::{Row, TableSchema, Value},
     endpoint::Server,
+    patterns::leave_out,
     types::{Dialect, Kind},
 };
 
@@ -130,7 +131,11 @@ pub fn placeholder(declared_type: &str, value: &Value) -> (String, Wire) {
 fn statement(table: &TableSchema, after: Option<&[Value]>, limit: usize) -> Result<(String, Vec<Wire>)> {
     let keys: Vec<_> = table.key_columns().into_iter().map(|i| &table.columns[i]).collect();
     if keys.is_empty() {
-        return Err(Error::unsupported(format!("table {} has no primary key", table.full_name())));
+        return Err(Error::unsupported(format!(
+            "table {} has no primary key: {}",
+            table.full_name(),
+            leave_out(&table.name)
+        )));
     }
     let mut sql = format!("SELECT {} FROM {}", column_list(table), full_identifier(table));
     let mut parameters = Vec::new();

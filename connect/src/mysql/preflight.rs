@@ -16,6 +16,7 @@ use crate::{
     change::TableSchema,
     connector::{Finding, Level},
     endpoint::Server,
+    patterns::leave_out,
 };
 
 const DAY_SECONDS: f64 = 86_400.0;
@@ -213,8 +214,8 @@ fn examine(found: &Found, once: bool, findings: &mut Vec<Finding>) {
     }
     let keys = found.schema.key_columns();
     if keys.is_empty() {
-        let cure = Some(format!("ALTER TABLE {table} ADD PRIMARY KEY (...)"));
-        find(Level::Refuse, "it has no primary key".into(), cure);
+        let message = format!("it has no primary key: make one, or {}", leave_out(&found.schema.name));
+        find(Level::Refuse, message, Some(format!("ALTER TABLE {table} ADD PRIMARY KEY (...)")));
     }
     for column in found.columns.iter().filter(|column| column.generated) {
         find(Level::Warn, format!("column {} is generated, and is left out", column.name), None);

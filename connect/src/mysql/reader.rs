@@ -17,6 +17,7 @@ use crate::{
     change::{Change, Op, Row, TableSchema},
     connector::{Polled, Source, TableReader, TableState},
     endpoint::Server,
+    patterns::leave_out,
 };
 
 /// Rows of one poll.
@@ -40,7 +41,11 @@ impl SnapshotReader {
     /// `Unsupported` for a table without a key.
     pub async fn open(server: &Server, tables: Vec<TableSchema>) -> Result<Self> {
         if let Some(table) = tables.iter().find(|table| table.key_columns().is_empty()) {
-            return Err(Error::unsupported(format!("table {} has no primary key", table.full_name())));
+            return Err(Error::unsupported(format!(
+                "table {} has no primary key: {}",
+                table.full_name(),
+                leave_out(&table.name)
+            )));
         }
         let mut conn = connect(server).await?;
         run(&mut conn, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY").await?;

@@ -38,7 +38,7 @@ impl SourceConnector for MysqlServer {
         match_tables(patterns, list(&mut conn, &self.server.database).await?)
     }
 
-    async fn preflight(&self, tables: &[TableSchema], once: bool) -> Result<Vec<Finding>> {
+    async fn preflight(&self, _: &str, _: &str, tables: &[TableSchema], once: bool) -> Result<Vec<Finding>> {
         preflight(&self.server, tables, once).await
     }
 

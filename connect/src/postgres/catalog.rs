@@ -8,8 +8,9 @@ use tidemill_core::suggest::nearest;
 
 use super::endpoint::{TextRow, literal, query, query_one, quoted_table};
 use crate::{
-    Error, Result,
+    Result,
     change::{Column, TableSchema},
+    patterns::{self, glob},
 };
 
 /// The schema of names that have none.
@@ -93,16 +94,12 @@ fn tables_of(rows: Vec<TextRow>) -> Vec<TableSchema> {
 
 /// The tables that patterns name. `*` stands for anything; a pattern without a schema also names tables of `public`.
 pub(super) fn match_tables(patterns: &[String], tables: &[TableSchema]) -> Result<Vec<TableSchema>> {
-    for pattern in patterns {
-        if !tables.iter().any(|table| matches(pattern, table)) {
-            return Err(Error::not_found(no_match(pattern, tables)));
-        }
-    }
-    Ok(tables.iter().filter(|table| patterns.iter().any(|pattern| matches(pattern, table))).cloned().collect())
+    patterns::select(patterns, tables.to_vec(), matches, no_match)
 }
 
 fn matches(pattern: &str, table: &TableSchema) -> bool {
-    glob(pattern, &table.full_name()) || (table.schema.as_deref() == Some(DEFAULT_SCHEMA) && glob(pattern, &table.name))
+    let fits = |name: &str| glob(&pattern.to_lowercase(), &name.to_lowercase());
+    fits(&table.full_name()) || (table.schema.as_deref() == Some(DEFAULT_SCHEMA) && fits(&table.name))
 }
 
 fn no_match(pattern: &str, tables: &[TableSchema]) -> String {
@@ -113,18 +110,6 @@ fn no_match(pattern: &str, tables: &[TableSchema]) -> String {
         None if names.is_empty() => format!("no table matches {pattern:?}: the database has no tables"),
         None => format!("no table matches {pattern:?}"),
     }
-}
-
-fn glob(pattern: &str, name: &str) -> bool {
-    let (pattern, name) = (pattern.to_lowercase(), name.to_lowercase());
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
-    let Some(last) = parts.next_back() else { return rest.is_empty() };
-    for part in parts {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.ends_with(last)
 }
 
 #[cfg(test)]

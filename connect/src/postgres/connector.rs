@@ -12,7 +12,7 @@ use super::{
     preflight::{preflight, preflight_tables},
     reader::{Reader, Rows},
     shape::Followed,
-    slot::{create_slot, object_name, publish, remove},
+    slot::{create_slot, find_publication, object_name, publish, remove, shared_name},
     source::{Parts, PostgresSource, log_end},
     stream::Stream,
 };
@@ -20,6 +20,7 @@ use crate::{
     Error, ErrorKind, Result,
     change::TableSchema,
     connector::{Finding, Follow, Source, SourceConnector, TableReader},
+    patterns::leave_out,
     types::Dialect,
 };
 
@@ -37,21 +38,23 @@ impl PostgresServer {
         if let Some(table) = follow.tables.iter().find(|table| table.key_columns().is_empty()) {
             let name = quoted_table(table.schema.as_deref(), &table.name);
             return Err(Error::unsupported(format!(
-                "table {} has no key: ALTER TABLE {name} ADD PRIMARY KEY (...), or leave it out of the sync",
-                table.full_name()
+                "table {} has no key: ALTER TABLE {name} ADD PRIMARY KEY (...), or {}",
+                table.full_name(),
+                leave_out(&table.full_name())
             )));
         }
-        let server = self.server.clone();
+        let (server, by_hand) = (self.server.clone(), shared_name(&follow.sync));
         let Some((position, mut stored)) = decode(&follow.stored)? else {
             let name = object_name(&follow.sync, &follow.log_id);
-            publish(&mut side, &name, &follow.tables, &[], true).await?;
+            let publication = find_publication(&mut side, &follow.sync, &name).await?;
+            publish(&mut side, &publication, &follow.tables, &[], true, &by_hand).await?;
             let lsn = create_slot(&mut side, &name).await?;
-            let (stream, identity) = Stream::open_new(&self.server, &name, lsn).await?;
+            let (stream, identity) = Stream::open_new(&self.server, &name, &publication, lsn).await?;
             let position = StreamPosition {
                 system: identity.system,
                 timeline: identity.timeline,
                 slot: name.clone(),
-                publication: name.clone(),
+                publication,
                 lsn,
                 partial: None,
             };
@@ -80,7 +83,7 @@ impl PostgresServer {
                 }
             });
         }
-        let added = publish(&mut side, &position.publication, &published, &followed, false).await?;
+        let added = publish(&mut side, &position.publication, &published, &followed, false, &by_hand).await?;
         // What a table brought before it was published, or before it is copied anew, only the copy can tell.
         if added || begins {
             let now = log_end(&mut side).await?;
@@ -108,11 +111,11 @@ impl SourceConnector for PostgresServer {
         match_tables(patterns, &list_tables(&mut conn).await?)
     }
 
-    async fn preflight(&self, tables: &[TableSchema], once: bool) -> Result<Vec<Finding>> {
+    async fn preflight(&self, sync: &str, log_id: &str, tables: &[TableSchema], once: bool) -> Result<Vec<Finding>> {
         let mut conn = connect(&self.server).await?;
         match once {
             true => preflight_tables(&mut conn, tables, true).await,
-            false => preflight(&mut conn, tables).await,
+            false => preflight(&mut conn, sync, log_id, tables).await,
         }
     }
 
@@ -170,10 +173,14 @@ impl SourceConnector for PostgresServer {
         stored: &BTreeMap<String, String>,
         force: bool,
     ) -> Result<Vec<String>> {
-        let name = match decode(stored) {
-            Ok(Some((position, _))) => position.slot,
-            _ => object_name(sync, log_id),
+        let (name, publication) = match decode(stored) {
+            Ok(Some((position, _))) => (position.slot, position.publication),
+            _ => (object_name(sync, log_id), object_name(sync, log_id)),
         };
+        // What an administrator made for the sync is his to keep.
+        let by_hand = (publication == shared_name(sync)).then(|| {
+            format!("publication {publication} was not made by this sync and stays; who made it may type: DROP PUBLICATION {publication}")
+        });
         let shown = format!("postgres://{}", self.server);
         let removed = async { remove(&mut connect(&self.server).await?, &name, &shown).await };
         match removed.await {
@@ -183,7 +190,8 @@ impl SourceConnector for PostgresServer {
                      pg_drop_replication_slot('{name}'); DROP PUBLICATION IF EXISTS {name}"
                 )])
             }
-            other => other,
+            other => other
+                .map(|said| said.into_iter().chain(by_hand.map(|said| format!("source {shown}: {said}"))).collect()),
         }
     }
 

@@ -4,21 +4,28 @@ use sqlx::PgConnection;
 
 use super::{
     endpoint::{TextRow, identifier, literal, query, quoted_table},
-    slot::table_list,
+    slot::{add_tables, create_publication, find_publication, object_name, published, shared_name},
 };
 use crate::{
-    Result,
+    ErrorKind, Result,
     change::TableSchema,
     connector::{Finding, Level},
+    patterns::leave_out,
 };
 
 /// Before 14 the stream carries no messages, which place the copy's rows.
 const OLDEST: u32 = 14;
 
 /// Server, rights and tables.
-pub(super) async fn preflight(conn: &mut PgConnection, tables: &[TableSchema]) -> Result<Vec<Finding>> {
+pub(super) async fn preflight(
+    conn: &mut PgConnection,
+    sync: &str,
+    log_id: &str,
+    tables: &[TableSchema],
+) -> Result<Vec<Finding>> {
     let mut findings = server(conn).await?;
-    findings.extend(rights(conn, tables).await?);
+    findings.extend(rights(conn).await?);
+    findings.push(publication(conn, sync, log_id, tables).await?);
     findings.extend(preflight_tables(conn, tables, false).await?);
     Ok(findings)
 }
@@ -86,12 +93,11 @@ async fn server(conn: &mut PgConnection) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-async fn rights(conn: &mut PgConnection, tables: &[TableSchema]) -> Result<Vec<Finding>> {
+async fn rights(conn: &mut PgConnection) -> Result<Vec<Finding>> {
     // From PostgreSQL 17 on the function has one more parameter.
     let sql = "WITH emit AS (SELECT oid FROM pg_catalog.pg_proc WHERE proname = 'pg_logical_emit_message' \
         AND pronamespace = 'pg_catalog'::regnamespace AND proargtypes[2] = 'text'::regtype) \
-        SELECT current_user::text, (rolreplication OR rolsuper)::text, rolsuper::text, \
-        has_database_privilege(current_database(), 'CREATE')::text, current_database()::text, \
+        SELECT current_user::text, (rolreplication OR rolsuper)::text, \
         (SELECT bool_and(has_function_privilege(p.oid, 'EXECUTE'))::text FROM emit p), \
         (SELECT min(p.oid::regprocedure::text) FROM emit p) FROM pg_catalog.pg_roles WHERE rolname = current_user";
     let rows = query(conn, "look at our rights", sql).await?;
@@ -112,45 +118,86 @@ async fn rights(conn: &mut PgConnection, tables: &[TableSchema]) -> Result<Vec<F
             );
         }
     }
-    if !yes(5) {
-        let cure = format!("GRANT EXECUTE ON FUNCTION pg_catalog.{} TO {role}", text(row, 6));
+    if !yes(2) {
+        let cure = format!("GRANT EXECUTE ON FUNCTION pg_catalog.{} TO {role}", text(row, 3));
         say("messages", Level::Refuse, format!("{role} may not write messages into the log"), Some(cure));
     }
-    let names: Vec<_> =
-        tables.iter().map(|table| literal(&quoted_table(table.schema.as_deref(), &table.name))).collect();
-    let mut foreign = Vec::new();
-    if !yes(2) && !names.is_empty() {
-        let sql = format!(
-            "SELECT c.oid::regclass::text FROM pg_catalog.pg_class c WHERE c.oid IN (SELECT to_regclass(n) FROM \
-             unnest(ARRAY[{}]) n) AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')",
-            names.join(", ")
-        );
-        foreign = query(conn, "look at the tables' owners", sql).await?;
-    }
-    let may_create = yes(2) || yes(3);
-    if may_create && foreign.is_empty() {
-        say("publication", Level::Ok, format!("{role} may make it"), None);
-        return Ok(findings);
-    }
-    // One that was made for us does as well.
-    let sql = "SELECT pubname::text FROM pg_catalog.pg_publication WHERE pubname LIKE 'tidemill\\_%'";
-    let made: Vec<_> = query(conn, "look at publications", sql).await?;
-    let lacks = match foreign.first() {
-        Some(table) => format!("{role} does not own {}", text(table, 0)),
-        None => format!("{role} may not create in the database"),
-    };
-    let cure = format!(
-        "let the tables' owner type: CREATE PUBLICATION tidemill_SYNC_LOG FOR TABLE {} WITH (publish_via_partition_root = \
-         true), with the name that the first run tells; or: GRANT CREATE ON DATABASE {} TO {role} and ALTER TABLE ... OWNER \
-         TO {role}",
-        table_list(tables),
-        identifier(text(row, 4)),
-    );
-    let names: Vec<_> = made.iter().map(|row| text(row, 0)).collect();
-    let found = if names.is_empty() { String::new() } else { format!("; made before: {}", names.join(", ")) };
-    // The name is known only to a run, so the run is let go on to tell it.
-    say("publication", Level::Warn, format!("{lacks}{found}"), Some(cure));
     Ok(findings)
+}
+
+/// Whether the publication covers the tables, or the run can make it so; else the statement for an administrator.
+async fn publication(conn: &mut PgConnection, sync: &str, log_id: &str, tables: &[TableSchema]) -> Result<Finding> {
+    let say = |level, message: String, cure: Option<String>| Ok(Finding::new("publication", level, message, cure));
+    let sql = "SELECT current_user::text, rolsuper::text, has_database_privilege(current_database(), 'CREATE')::text \
+               FROM pg_catalog.pg_roles WHERE rolname = current_user";
+    let rows = query(conn, "look at our rights", sql).await?;
+    let row = rows.into_iter().next().unwrap_or_default();
+    let (role, yes) = (identifier(text(&row, 0)), |at: usize| text(&row, at) == "true");
+    // Who publishes a table without a key lets the source refuse its updates; such a table is refused on its own.
+    let tables: Vec<_> = tables.iter().filter(|table| !table.key_columns().is_empty()).cloned().collect();
+    if tables.is_empty() {
+        return say(Level::Ok, "there is nothing to publish".into(), None);
+    }
+    let own = object_name(sync, log_id);
+    let name = find_publication(conn, sync, &own).await?;
+    let present = match published(conn, &name).await {
+        Ok(present) => present,
+        Err(error) if error.kind() == ErrorKind::Conflict => {
+            return say(Level::Refuse, error.message().to_owned(), None);
+        }
+        Err(error) => return Err(error),
+    };
+    let covered = present.clone().unwrap_or_default();
+    let missing: Vec<_> = tables.iter().filter(|table| !covered.contains(&table.full_name())).cloned().collect();
+    if present.is_some() && missing.is_empty() {
+        return say(Level::Ok, format!("{name} covers the tables"), None);
+    }
+    let names: Vec<_> = missing.iter().map(|t| literal(&quoted_table(t.schema.as_deref(), &t.name))).collect();
+    let foreign = format!(
+        "SELECT c.oid::regclass::text FROM pg_catalog.pg_class c WHERE c.oid IN (SELECT to_regclass(n) FROM \
+         unnest(ARRAY[{}]::text[]) n) AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE') LIMIT 1",
+        names.join(", ")
+    );
+    let foreign = query(conn, "look at the tables' owners", foreign).await?;
+    let alters = format!(
+        "SELECT pg_catalog.pg_has_role(pubowner, 'USAGE')::text FROM pg_catalog.pg_publication WHERE pubname = {}",
+        literal(&name)
+    );
+    let alters = query(conn, "look at the publication", alters).await?;
+    let lacks = match (foreign.first(), alters.first()) {
+        _ if yes(1) => None,
+        (Some(table), _) => Some(format!("{role} does not own {}", text(table, 0))),
+        (None, Some(owns)) if text(owns, 0) != "true" => Some(format!("{role} does not own publication {name}")),
+        (None, None) if !yes(2) => Some(format!("{role} may not create in the database")),
+        _ => None,
+    };
+    let Some(lacks) = lacks else { return say(Level::Ok, format!("{role} may make it"), None) };
+    let statement = match present {
+        Some(_) => add_tables(&name, &missing),
+        None => create_publication(&shared_name(sync), &tables),
+    };
+    if log_id.is_empty()
+        && let Some(made) = made_before(conn, &own, &tables).await?
+    {
+        let message = format!("{made} does for the log that it was made for: --data-dir DIR tells whether it is yours");
+        return say(Level::Warn, message, Some(format!("for any other log: {statement}")));
+    }
+    let message = format!("{lacks}: the owner of the tables, or a superuser, makes it");
+    say(Level::Refuse, message, Some(statement))
+}
+
+/// A publication of this sync, made for some log, that covers the tables. `begin` is what its name begins with.
+async fn made_before(conn: &mut PgConnection, begin: &str, tables: &[TableSchema]) -> Result<Option<String>> {
+    // Another sync's name may begin like this one's, but is not followed by a log's alone.
+    let pattern = literal(&format!("^{begin}[0-9a-z]{{8}}$"));
+    let sql = format!("SELECT pubname::text FROM pg_catalog.pg_publication WHERE pubname ~ {pattern} ORDER BY 1");
+    for row in query(conn, "look at publications", sql).await? {
+        let present = published(conn, text(&row, 0)).await.ok().flatten().unwrap_or_default();
+        if tables.iter().all(|table| present.contains(&table.full_name())) {
+            return Ok(Some(text(&row, 0).to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// The tables alone; `once` where they are only read.
@@ -186,14 +233,14 @@ pub(super) async fn preflight_tables(
             say(Level::Refuse, format!("{role} may not read it"), Some(cure));
         }
         if table.key_columns().is_empty() {
-            let cure = format!("ALTER TABLE {quoted} ADD PRIMARY KEY (...), or leave the table out");
-            say(Level::Refuse, "it has no key".into(), Some(cure));
+            let message = format!("it has no key: make one, or {}", leave_out(&name));
+            say(Level::Refuse, message, Some(format!("ALTER TABLE {quoted} ADD PRIMARY KEY (...)")));
         } else if !once && text(row, 0) == "n" {
             let cure = format!("ALTER TABLE {quoted} REPLICA IDENTITY DEFAULT");
             say(Level::Refuse, "its replica identity is NOTHING: updates of it would fail".into(), Some(cure));
         }
         if !once && text(row, 1) == "u" {
-            let cure = format!("ALTER TABLE {quoted} SET LOGGED, or leave the table out");
+            let cure = format!("ALTER TABLE {quoted} SET LOGGED, or {}", leave_out(&name));
             say(Level::Refuse, "it is unlogged: nothing tells of its changes".into(), Some(cure));
         }
         if !text(row, 3).is_empty() {

@@ -14,6 +14,7 @@ use crate::{
     change::{Change, Op, Row, TableSchema, Value},
     connector::{Polled, Source, TableReader, TableState},
     endpoint::Server,
+    patterns::leave_out,
 };
 
 /// Rows in one poll.
@@ -42,7 +43,11 @@ impl Reader {
     /// `Unsupported` for a table without a key.
     pub(super) async fn open(server: Server, tables: Vec<TableSchema>) -> Result<Self> {
         if let Some(table) = tables.iter().find(|table| table.key_columns().is_empty()) {
-            return Err(Error::unsupported(format!("table {} has no key", table.full_name())));
+            return Err(Error::unsupported(format!(
+                "table {} has no key: {}",
+                table.full_name(),
+                leave_out(&table.full_name())
+            )));
         }
         let conn = Some(snapshot(&server, &tables).await?);
         Ok(Self { server, conn, tables, table: 0, after: None, limit: FIRST_ROWS })

@@ -22,20 +22,29 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(200);
 
 /// The name of slot and publication: `tidemill_<sync>_<log>`, in the letters a slot may have.
 pub(super) fn object_name(sync: &str, log_id: &str) -> String {
+    let log: String = log_id.chars().take(8).collect();
+    named(sync, &format!("_{}", log.to_ascii_lowercase()))
+}
+
+/// The name of a publication that an administrator makes for a sync: it is known before there is a log.
+pub(super) fn shared_name(sync: &str) -> String {
+    named(sync, "")
+}
+
+fn named(sync: &str, end: &str) -> String {
     let plain = |text: &str| -> String {
         let lower = text.to_ascii_lowercase();
         lower.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' { c } else { '_' }).collect()
     };
-    let log = plain(&log_id.chars().take(8).collect::<String>());
-    let mut name = plain(sync);
-    let room = MAX_NAME - "tidemill__".len() - log.len();
+    let (end, mut name) = (plain(end), plain(sync));
+    let room = MAX_NAME - "tidemill_".len() - end.len();
     if name != sync || name.len() > room {
         // Names that become alike stay apart.
         let hash = sync.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         name.truncate(room - 9);
         name.push_str(&format!("_{hash:08x}"));
     }
-    format!("tidemill_{name}_{log}")
+    format!("tidemill_{name}{end}")
 }
 
 /// A slot as the server shows it.
@@ -184,8 +193,24 @@ pub(super) async fn published(conn: &mut PgConnection, name: &str) -> Result<Opt
     Ok(Some(rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect()))
 }
 
+/// The publication that a sync reads: its own, or else one that an administrator made for it; its own where there is none.
+pub(super) async fn find_publication(conn: &mut PgConnection, sync: &str, own: &str) -> Result<String> {
+    for name in [own.to_owned(), shared_name(sync)] {
+        let exists = format!("SELECT pubname::text FROM pg_catalog.pg_publication WHERE pubname = {}", literal(&name));
+        if query_one(conn, "look at the publication", exists).await?.is_some() {
+            return Ok(name);
+        }
+    }
+    Ok(own.to_owned())
+}
+
+/// The statement that adds tables to a publication.
+pub(super) fn add_tables(name: &str, tables: &[TableSchema]) -> String {
+    format!("ALTER PUBLICATION {} ADD TABLE {}", identifier(name), table_list(tables))
+}
+
 /// Lets the publication cover these tables, making it if `make`. Tells whether tables were added. Tables that are `known`
-/// must be covered already.
+/// must be covered already. `by_hand` is the name of one that an administrator makes; other logs may read it.
 ///
 /// # Errors
 /// `Denied` with the statement for somebody who may; `Conflict` where it is gone.
@@ -195,6 +220,7 @@ pub(super) async fn publish(
     tables: &[TableSchema],
     known: &[String],
     make: bool,
+    by_hand: &str,
 ) -> Result<bool> {
     let present = published(conn, name).await?;
     // A table that was followed and is published no more was made anew, or taken out: what happened since is unknown.
@@ -203,12 +229,14 @@ pub(super) async fn publish(
     {
         return Err(Stop::Unpublished(left.clone()).into());
     }
-    let (doing, statement) = match &present {
+    let (doing, statement, other) = match &present {
         None if !make => return Err(Stop::PublicationGone(name.to_owned()).into()),
-        None => ("make the publication", create_publication(name, tables)),
+        None => ("make the publication", create_publication(name, tables), Some(create_publication(by_hand, tables))),
         Some(present) => {
-            let covered = tables.iter().all(|table| present.contains(&table.full_name()));
-            if covered && present.len() == tables.len() {
+            let missing: Vec<_> =
+                tables.iter().filter(|table| !present.contains(&table.full_name())).cloned().collect();
+            let covered = missing.is_empty();
+            if covered && (present.len() == tables.len() || name == by_hand) {
                 return Ok(false);
             }
             let alter = format!("ALTER PUBLICATION {} SET TABLE {}", identifier(name), table_list(tables));
@@ -217,13 +245,14 @@ pub(super) async fn publish(
                 let _ = execute(conn, "alter the publication", alter).await;
                 return Ok(false);
             }
-            ("alter the publication", alter)
+            let add = add_tables(name, &missing);
+            ("alter the publication", if name == by_hand { add.clone() } else { alter }, Some(add))
         }
     };
     match execute(conn, doing, statement.clone()).await {
         Err(error) if error.kind() == ErrorKind::Denied => Err(Error::new(
             ErrorKind::Denied,
-            format!("{}; let the tables' owner, or a superuser, type: {statement}", error.message()),
+            format!("{}; let the tables' owner, or a superuser, type: {}", error.message(), other.unwrap_or(statement)),
         )),
         other => other.map(|()| true),
     }
@@ -289,6 +318,9 @@ mod tests {
         assert_eq!(object_name("shop", "0123456789abcdef"), "tidemill_shop_01234567");
         let (a, b) = (object_name("My-shop", "0123456789"), object_name("my_shop", "0123456789"));
         assert_ne!(a, b);
+        assert_eq!(shared_name("shop"), "tidemill_shop");
+        assert_ne!(shared_name("My-shop"), shared_name("my_shop"));
+        assert_eq!(shared_name(&"x".repeat(200)).len(), MAX_NAME);
         let long = object_name(&"x".repeat(200), "0123456789");
         assert_eq!(long.len(), MAX_NAME);
         for name in [a, b, long] {

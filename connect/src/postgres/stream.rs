@@ -43,8 +43,8 @@ pub(super) struct Identity {
 
 impl Stream {
     /// Opens the stream of a new slot; tells which server it is.
-    pub(super) async fn open_new(server: &Server, slot: &str, at: Lsn) -> Result<(Self, Identity)> {
-        Self::open(server, slot, slot, at, at, |_| Ok(())).await
+    pub(super) async fn open_new(server: &Server, slot: &str, publication: &str, at: Lsn) -> Result<(Self, Identity)> {
+        Self::open(server, slot, publication, at, at, |_| Ok(())).await
     }
 
     /// Goes on where the position is. The server may forget what comes before `durable`.

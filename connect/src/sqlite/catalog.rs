@@ -12,6 +12,7 @@ use super::value::sqlite_error;
 use tidemill_core::suggest::nearest;
 
 use crate::change::{Column, TableSchema};
+use crate::patterns::{self, glob, leave_out};
 use crate::{Error, Result};
 
 /// A unique index other than the key: its columns as places in the table, each with the index's collation.
@@ -250,8 +251,9 @@ fn no_key_cure(schema: &TableSchema) -> String {
     let (old, new) = (identifier(&schema.name), identifier(&format!("{}_new", schema.name)));
     format!(
         "rebuild it with a key: CREATE TABLE {new}(\"_id\" INTEGER PRIMARY KEY, {}); INSERT INTO {new}({n}) SELECT {n} FROM {old}; \
-         DROP TABLE {old}; ALTER TABLE {new} RENAME TO {old}",
+         DROP TABLE {old}; ALTER TABLE {new} RENAME TO {old}; or {}",
         columns.join(", "),
+        leave_out(&schema.name),
         n = names.join(", ")
     )
 }
@@ -321,12 +323,7 @@ fn is_builtin(collation: &str) -> bool {
 ///
 /// `NotFound` for a pattern that matches nothing; the message names the nearest table.
 pub fn match_tables(patterns: &[String], tables: &[TableSchema]) -> Result<Vec<TableSchema>> {
-    for pattern in patterns {
-        if !tables.iter().any(|table| glob(pattern, &table.name)) {
-            return Err(Error::not_found(no_match(pattern, tables)));
-        }
-    }
-    Ok(tables.iter().filter(|table| patterns.iter().any(|pattern| glob(pattern, &table.name))).cloned().collect())
+    patterns::select(patterns, tables.to_vec(), |pattern, table| glob(pattern, &table.name), no_match)
 }
 
 fn no_match(pattern: &str, tables: &[TableSchema]) -> String {
@@ -334,41 +331,5 @@ fn no_match(pattern: &str, tables: &[TableSchema]) -> String {
         Some(name) => format!("no table matches {pattern:?}; the nearest is {name:?}"),
         None if tables.is_empty() => format!("no table matches {pattern:?}: the source has no tables"),
         None => format!("no table matches {pattern:?}"),
-    }
-}
-
-fn glob(pattern: &str, name: &str) -> bool {
-    let (pattern, name) = (pattern.to_ascii_lowercase(), name.to_ascii_lowercase());
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(first) else { return false };
-    let Some(last) = parts.next_back() else { return rest.is_empty() };
-    for part in parts {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.ends_with(last)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn globs_match_as_written() {
-        for (pattern, name, expected) in [
-            ("*", "anything", true),
-            ("Orders", "orders", true),
-            ("order", "orders", false),
-            ("o*s", "orders", true),
-            ("o*d*s", "orders", true),
-            ("o*x*s", "orders", false),
-            ("*ers", "orders", true),
-            ("*er", "orders", false),
-            ("ord*ers*s", "orders", false),
-            ("a*a", "a", false),
-        ] {
-            assert_eq!(glob(pattern, name), expected, "{pattern} {name}");
-        }
     }
 }

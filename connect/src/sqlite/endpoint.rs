@@ -66,7 +66,7 @@ impl SourceConnector for SqliteFile {
         self.blocking("list tables", list).await
     }
 
-    async fn preflight(&self, tables: &[TableSchema], once: bool) -> Result<Vec<Finding>> {
+    async fn preflight(&self, _: &str, _: &str, tables: &[TableSchema], once: bool) -> Result<Vec<Finding>> {
         let tables = tables.to_vec();
         let examine = move |path: &Path| {
             let conn = open_source(path)?;

@@ -9,6 +9,7 @@ use super::catalog::{TableInfo, inspect_one, open_source};
 use super::copy;
 use super::value::sqlite_error;
 use crate::change::{Row, TableSchema};
+use crate::patterns::leave_out;
 use crate::{Error, ErrorKind, Result};
 
 /// Reads the tables of one file.
@@ -39,7 +40,10 @@ impl Snapshot {
                 return Err(Error::conflict(format!("the columns of table {name} changed while it was being opened")));
             }
             if info.key.is_empty() {
-                return Err(Error::new(ErrorKind::Unsupported, format!("table {name} has no primary key")));
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("table {name} has no primary key: {}", leave_out(name)),
+                ));
             }
             infos.push(info);
         }

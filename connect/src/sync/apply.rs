@@ -17,6 +17,7 @@ use tidemill_core::{
 use tokio::sync::watch;
 
 use super::{
+    away::{Away, Side},
     control::{Answer, Ask, Control},
     feed::pause,
     parked::{Parked, ParkedKey},
@@ -81,6 +82,7 @@ impl Apply {
     /// Runs until the source's half ended and all is applied, or `stop` turns true.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<()> {
         let mut failures = 0;
+        let mut away = Away::new(&self.observer, Side::Target);
         let (mut tables_made, mut retried) = (false, self.parked.is_empty());
         while !*stop.borrow() {
             let ended = self.source_ended.load(Ordering::Acquire);
@@ -100,17 +102,18 @@ impl Apply {
                 Ok(applied) => self.observer.applied(applied),
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     failures += 1;
-                    self.observer.waiting(&error);
+                    away.fails(&error);
                     pause(&mut stop, retry_pause(failures)).await;
                     continue;
                 }
                 Err(error) => return Err(error),
             }
             failures = 0;
+            away.works();
             if tables_made && !retried {
                 // Who starts a sync again may have mended what refused the rows.
                 match self.retry(&Ask::Retry).await {
-                    Err(error) if error.kind() == ErrorKind::Unavailable => self.observer.waiting(&error),
+                    Err(error) if error.kind() == ErrorKind::Unavailable => away.fails(&error),
                     Err(error) => return Err(error),
                     Ok(_) => retried = true,
                 }

@@ -11,14 +11,14 @@ use crate::{
 };
 
 /// Examines both sides of a sync and changes nothing. `schemas` are those of the sync's log, where one is named: then
-/// columns that changed since are told.
+/// columns that changed since are told. `log_id` is that log's identity, or empty.
 ///
 /// # Errors
 /// Where the source cannot be read at all.
-pub async fn check(spec: &SyncSpec, schemas: &[TopicSchema]) -> Result<Vec<Finding>> {
+pub async fn check(spec: &SyncSpec, schemas: &[TopicSchema], log_id: &str) -> Result<Vec<Finding>> {
     let from = spec.from.source()?;
     let tables = from.tables(&spec.tables).await?;
-    let mut findings = from.preflight(&tables, false).await?;
+    let mut findings = from.preflight(&spec.name, log_id, &tables, false).await?;
     findings.extend(tables.iter().filter_map(|table| changed_columns(spec, table, schemas)));
     findings.push(match same_database(&spec.from, &spec.to) {
         Some(same) => Finding::new("target", Level::Refuse, same, Some("name another target".into())),
@@ -26,8 +26,7 @@ pub async fn check(spec: &SyncSpec, schemas: &[TopicSchema]) -> Result<Vec<Findi
     });
     let to = spec.to.sink()?;
     let drafts: Vec<_> = tables.iter().map(|table| TopicSchema::draft(&spec.name, from.dialect(), table)).collect();
-    // Whether the target belongs to the sync's log is told by the run, which knows its log.
-    findings.extend(to.preflight(&spec.name, "", &drafts).await?);
+    findings.extend(to.preflight(&spec.name, log_id, &drafts).await?);
     for finding in &mut findings {
         finding.cure = finding.cure.take().map(|cure| with_file(&cure, &spec.file));
     }

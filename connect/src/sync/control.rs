@@ -8,7 +8,10 @@ use std::sync::{
 use tidemill_core::record::Timestamp;
 use tokio::sync::{Notify, oneshot};
 
-use super::{parked::ParkedKey, status::Status};
+use super::{
+    parked::ParkedKey,
+    status::{State, Status},
+};
 use crate::{Error, Result};
 
 /// What is asked about parked keys.
@@ -36,6 +39,8 @@ type Asked = (Ask, oneshot::Sender<Result<Answer>>);
 pub struct Control {
     asked: Mutex<Vec<Asked>>,
     open: AtomicBool,
+    /// Told when the sync runs well.
+    pub(super) well: Notify,
     pub(super) fed: Notify,
     pub(super) status: Mutex<Status>,
 }
@@ -50,7 +55,7 @@ impl Control {
         {
             let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
             if !self.open.load(Ordering::Acquire) {
-                return Err(Error::closed("the sync is not at work: tidemill sync status says why"));
+                return Err(Error::closed("the sync is not at work; why: tidemill sync status"));
             }
             asked.push((ask, answer));
         }
@@ -61,9 +66,15 @@ impl Control {
     /// How the sync is now.
     pub fn status(&self, now: Timestamp) -> Status {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let behind = status.behind_since_ms.map(|since| (now.0 - since).max(0));
-        status.lag_seconds = behind.unwrap_or(0) as f64 / 1_000.0;
+        let behind = status.behind_since_ms.map(|since| (now.0 - since).max(0)).or(status.in_step.then_some(0));
+        let ended = matches!(status.state, State::Stopped | State::Starting | State::Failed);
+        status.lag_seconds = behind.filter(|_| !ended).map(|behind| behind as f64 / 1_000.0);
         status
+    }
+
+    /// Its run ended since a side is not there, and it will be started again.
+    pub fn will_start_again(&self) {
+        self.tell(|status| status.state = State::Waiting);
     }
 
     pub(super) fn tell(&self, change: impl FnOnce(&mut Status)) {

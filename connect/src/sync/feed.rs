@@ -17,6 +17,7 @@ use tidemill_core::{
 use tokio::sync::watch;
 
 use super::{
+    away::{Away, Side},
     control::Control,
     deletes::Deletes,
     reconcile::{Gone, KeyHash, Reconciler, hash_key},
@@ -74,6 +75,8 @@ impl Feed {
         let mut tidied = Instant::now();
         let mut measured: Option<Instant> = None;
         let mut failures = 0;
+        // A source that cannot be told may be read all the same.
+        let [mut away, mut busy] = [(); 2].map(|()| Away::new(&self.observer, Side::Source));
         while !*stop.borrow() {
             let polled = match self.gather().await {
                 Ok(done) => done,
@@ -87,7 +90,7 @@ impl Feed {
                     if self.source.rereads() {
                         self.reconcilers.iter_mut().flatten().for_each(Reconciler::begin_again);
                     }
-                    self.observer.waiting(&error);
+                    away.fails(&error);
                     pause(&mut stop, retry_pause(failures)).await;
                     continue;
                 }
@@ -100,6 +103,7 @@ impl Feed {
                 }
             };
             failures = 0;
+            away.works();
             let committed = self.staged;
             if committed {
                 self.commit().await?;
@@ -109,7 +113,7 @@ impl Feed {
                 self.control.fed.notify_one();
             }
             if committed || tidied.elapsed() >= TIDY_INTERVAL {
-                self.tidy().await?;
+                self.tidy(&mut busy).await?;
                 tidied = Instant::now();
             }
             if measured.is_none_or(|measured| measured.elapsed() >= LAG_INTERVAL) {
@@ -127,13 +131,13 @@ impl Feed {
     }
 
     /// A busy source is told later.
-    async fn tidy(&mut self) -> Result<()> {
+    async fn tidy(&mut self, busy: &mut Away) -> Result<()> {
         match self.source.commit().await {
             Err(error) if error.kind() == ErrorKind::Unavailable => {
-                self.observer.waiting(&error);
+                busy.fails(&error);
                 Ok(())
             }
-            other => other,
+            other => other.inspect(|()| busy.works()),
         }
     }
 

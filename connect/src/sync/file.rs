@@ -7,6 +7,7 @@ use tidemill_core::{suggest::nearest, topic};
 use crate::{
     Error, Result,
     endpoint::{Endpoint, Secret},
+    patterns::NOT,
 };
 
 const KEYS: [&str; 3] = ["from", "to", "tables"];
@@ -21,10 +22,26 @@ pub struct SyncSpec {
     pub from: Endpoint,
     /// Where rows go.
     pub to: Endpoint,
-    /// Patterns of table names.
+    /// Patterns of table names, and with a `!` before them of those to leave out.
     pub tables: Vec<String>,
     /// The file it came from, as the user named it.
     pub file: PathBuf,
+}
+
+impl SyncSpec {
+    /// Whether its passwords are where the file says.
+    ///
+    /// # Errors
+    /// `Invalid` names the file, the key, and the variable or file that is not there.
+    pub fn check_passwords(&self) -> Result<()> {
+        for (key, endpoint) in [("from", &self.from), ("to", &self.to)] {
+            endpoint.check_password().map_err(|error| {
+                let (file, sync) = (self.file.display(), &self.name);
+                Error::invalid(format!("{file}: sync.{sync}.{key}: {}", error.message()))
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// Reads all syncs of a file. Paths in it are relative to its folder.
@@ -71,12 +88,15 @@ fn parse_sync(path: &Path, name: &str, value: &toml::Value) -> Result<SyncSpec> 
     let patterns =
         get("tables")?.as_array().ok_or_else(|| Error::invalid(format!("sync.{name}.tables is not a list")))?;
     let pattern = |value: &toml::Value| match value.as_str() {
-        Some(text) if !text.is_empty() => Ok(text.to_owned()),
+        Some(text) if !text.trim_start_matches(NOT).is_empty() => Ok(text.to_owned()),
         _ => Err(Error::invalid(format!("sync.{name}.tables holds {value}, not the name of a table"))),
     };
     let tables: Vec<_> = patterns.iter().map(pattern).collect::<Result<_>>()?;
     if tables.is_empty() {
         return Err(Error::invalid(format!("sync.{name}.tables is empty; [\"*\"] names all tables")));
+    }
+    if tables.iter().all(|pattern| pattern.starts_with(NOT)) {
+        return Err(Error::invalid(format!("sync.{name}.tables only leaves tables out; add \"*\" for all others")));
     }
     Ok(SyncSpec { name: name.to_owned(), from: endpoint("from")?, to: endpoint("to")?, tables, file: path.to_owned() })
 }
@@ -144,6 +164,8 @@ mod tests {
             ("[sync.shop]\nfrom='oracle:x'\nto='sqlite:b'\ntables=['*']".into(), "\"oracle\" is not a known kind"),
             ("[sync.shop]\nfrom='sqlite:a'\nto='sqlite:b'\ntables=[]".into(), "tables is empty"),
             ("[sync.shop]\nfrom='sqlite:a'\nto='sqlite:b'\ntables=[1]".into(), "not the name of a table"),
+            ("[sync.shop]\nfrom='sqlite:a'\nto='sqlite:b'\ntables=['!']".into(), "not the name of a table"),
+            ("[sync.shop]\nfrom='sqlite:a'\nto='sqlite:b'\ntables=['!t']".into(), "add \"*\" for all others"),
             ("[sync.'a.b']\nfrom='sqlite:a'\nto='sqlite:b'\ntables=['*']".into(), "not allowed"),
         ] {
             let error = parsed(&text).expect_err(&text).to_string();

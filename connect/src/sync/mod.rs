@@ -4,26 +4,33 @@
 //! |---|---|
 //! | [`file`] | reads the file, names what is wrong with it |
 //! | [`run`] | runs a sync: source into topics, topics into target |
+//! | [`recopy`] | which tables are meant to be copied anew |
 //! | `reconcile` | keeps a copy that is made again from writing what the log already has |
 //! | `schemas` | the shapes of topics: found, made, evolved |
 //! | [`parked`], [`control`] | rows that the target refuses, and what people ask of a running sync |
-//! | [`status`] | how a sync is |
+//! | [`away`] | sides that are not there |
+//! | [`status`], [`health`] | how a sync is; the error that it stopped with |
+//! | `rounds` | refuses syncs that write back to each other |
 //! | `deletes` | deletes rows of a topic that are gone without an event of their own |
 //! | `compare` | compares a table of the two databases, row by row |
 //! | [`check`], [`plan`], [`verify`], [`release`], [`remove`] | the other things one does with a sync |
 
 mod apply;
+pub mod away;
 pub mod check;
 mod compare;
 pub mod control;
 mod deletes;
 mod feed;
 pub mod file;
+pub mod health;
 pub mod parked;
 pub mod plan;
 mod reconcile;
+pub mod recopy;
 pub mod release;
 pub mod remove;
+mod rounds;
 pub mod run;
 mod schemas;
 pub mod status;

@@ -38,6 +38,8 @@ pub(super) struct Reconciler {
     rows: HashMap<KeyHash, Known>,
     scope: Scope,
     pass: u32,
+    /// Rows of the present copy that the topic has, where the copy goes on.
+    copied: u64,
 }
 
 /// Which rows are remembered.
@@ -90,12 +92,15 @@ impl Reconciler {
 
     /// Reads a topic from its start to its present end.
     async fn load(session: &dyn Session, schemas: &Schemas, topic: &str, scope: Scope) -> Result<Self> {
-        let mut this = Self { rows: HashMap::new(), scope, pass: 1 };
+        let mut this = Self { rows: HashMap::new(), scope, pass: 1, copied: 0 };
+        let copy = schemas.newest(topic).map(|newest| newest.copy_id());
         scan(session, topic, |record| {
             let Some(key) = &record.key else { return Ok(()) };
             let hash = hash_key(key);
             match schemas.decode(&record)? {
-                Some((_, change)) if change.op == Op::Read && scope == Scope::Changed => {}
+                Some((schema, change)) if change.op == Op::Read && scope == Scope::Changed => {
+                    this.copied += u64::from(Some(schema.copy_id()) == copy);
+                }
                 Some((schema, change)) if change.op != Op::Delete => {
                     let row = hash_row(schema.copy_id(), change.after.as_deref().unwrap_or_default());
                     this.rows.insert(hash, Known { row, pass: 0 });
@@ -108,6 +113,11 @@ impl Reconciler {
         })
         .await?;
         Ok(this)
+    }
+
+    /// How many rows an earlier run has copied, where the copy goes on; for progress only.
+    pub(super) fn copied(&self) -> u64 {
+        self.copied
     }
 
     /// Whether a change must be written: a row read again that the topic has as it is need not.

@@ -6,7 +6,7 @@ use tidemill_core::log::{Session, Table};
 
 use super::{
     file::SyncSpec,
-    owner_of, parked,
+    health, owner_of, parked,
     run::{capture_parts, typeable},
 };
 use crate::{ErrorKind, Result, converter::TopicSchema};
@@ -31,11 +31,13 @@ pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec, force: bool) -> 
         writer.set_position(&name, None);
     }
     writer.commit().await?;
-    let mut target = session.writer(&parked::owner_of(&spec.name)).await?;
-    for name in target.positions().keys().cloned().collect::<Vec<_>>() {
-        target.set_position(&name, None);
+    for owner in [parked::owner_of(&spec.name), health::owner_of(&spec.name)] {
+        let mut writer = session.writer(&owner).await?;
+        for name in writer.positions().keys().cloned().collect::<Vec<_>>() {
+            writer.set_position(&name, None);
+        }
+        writer.commit().await?;
     }
-    target.commit().await?;
     for topic in topics {
         session.delete_topic(&topic.name).await?;
         done.push(format!("topic {} deleted", topic.name));

@@ -3,29 +3,32 @@
 use std::{
     collections::BTreeMap,
     path::Path,
+    pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tidemill_core::{
     clock::Clock,
     log::{Session, Writer},
-    suggest::nearest,
     topic::{TopicPartition, TopicSpec},
 };
 use tokio::sync::watch;
 
 use super::{
     apply::{Apply, Route},
+    away::{Away, Side, Waits},
     control::Control,
     feed::{Feed, pause, reconcile_part},
     file::SyncSpec,
+    health::{Health, state_after},
     owner_of,
     parked::{Parked, ParkedKey, dead_letters_of},
     reconcile::Reconciler,
+    rounds::{ENDS, ends, refuse_rounds},
     schemas::{Schemas, find_or_make},
     status::{State, Status, Watched},
     topic_of,
@@ -52,10 +55,23 @@ pub struct RunOptions {
     pub replace: bool,
 }
 
+/// How a table is when a sync begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableStart {
+    /// Its full name.
+    pub name: String,
+    /// About how many rows the source has.
+    pub rows: u64,
+    /// Rows that an earlier run has copied.
+    pub copied: u64,
+    /// Whether its copy is complete.
+    pub complete: bool,
+}
+
 /// Is told how a sync gets on. Calls are frequent and must be cheap.
 pub trait Observer: Send + Sync {
-    /// The sync begins; these are its tables, how many rows each has about now, and whether its copy is complete already.
-    fn started(&self, sync: &str, tables: &[(String, u64)], complete: &[bool]);
+    /// The sync begins; these are its tables.
+    fn started(&self, sync: &str, tables: &[TableStart]);
     /// Rows of a table were read by its copy.
     fn copied(&self, table: usize, rows: u64);
     /// Rows differed from what the log has of them, and were written to it.
@@ -68,8 +84,10 @@ pub trait Observer: Send + Sync {
     fn applied(&self, records: u64);
     /// The target has all that the log has, and the log all that the source had.
     fn caught_up(&self);
-    /// Something outside is not there; it is tried again.
-    fn waiting(&self, error: &Error);
+    /// A side is not there; it is tried again. Told at each try.
+    fn waiting(&self, side: Side, error: &Error);
+    /// The side is there again, after this time.
+    fn back(&self, _side: Side, _away: Duration) {}
     /// Rows that the target refuses; all of them, whenever that changes.
     fn parked(&self, _keys: &[ParkedKey]) {}
 }
@@ -93,56 +111,45 @@ pub async fn run(
     control: Arc<Control>,
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
-    let status = Arc::clone(&control);
+    let mut health = Health::open(&*session, &spec.name).await?;
+    let (status, now) = (Arc::clone(&control), Arc::clone(&clock));
     status.tell(|status| {
-        let (from, to) = (spec.from.to_string(), spec.to.to_string());
-        *status = Status { sync: spec.name.clone(), from, to, state: State::Starting, ..Status::default() };
+        let (from, to, last_error) = (spec.from.to_string(), spec.to.to_string(), health.error());
+        *status = Status { sync: spec.name.clone(), from, to, state: State::Starting, last_error, ..Status::default() };
     });
-    let observer = Arc::new(Watched { inner: observer, control: Arc::clone(&control), since: Instant::now() });
-    let sync = Runner { session, clock, spec, options, observer, control };
+    let observer: Arc<dyn Observer> =
+        Arc::new(Watched { inner: observer, control: Arc::clone(&control), waits: Waits::default() });
+    let mut run = pin!(async {
+        let away = Mutex::new([Side::Source, Side::Target].map(|side| Away::new(&observer, side)));
+        let at_target = AtomicBool::new(false);
+        let sync = Runner { session, clock, spec, options, observer, control, away, at_target };
+        sync.run_or_wait(stop).await
+    });
     status.open();
-    let result = sync
-        .run_or_wait(stop)
-        .await
-        .map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)));
+    let result = loop {
+        tokio::select! {
+            result = &mut run => break result,
+            // A log that does not take this fails the run itself.
+            () = status.well.notified() => drop(health.forget().await),
+        }
+    };
     status.close();
+    // The sync's own error is the one to tell, whether it can be kept or not.
+    let _ = match &result {
+        Ok(()) if options.once => health.forget().await,
+        Ok(()) => Ok(()),
+        Err(error) => health.keep(spec, error, now.now()).await,
+    };
     status.tell(|status| match &result {
         Ok(()) => status.state = State::Stopped,
-        Err(error) => (status.state, status.last_error) = (State::Failed, Some(error.to_string())),
+        Err(error) => (status.state, status.last_error) = (state_after(error.kind()), Some(error.to_string())),
     });
-    result
+    result.map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)))
 }
 
 /// The same error, with the sync file's name in the commands of its message.
 pub(super) fn typeable(error: &Error, file: &Path) -> Error {
     Error::new(error.kind(), with_file(&error.to_string(), file))
-}
-
-/// Refuses names to copy anew that no sync of a file has: neither now nor in what it captured.
-///
-/// # Errors
-/// `NotFound` with the nearest table; `Unavailable` where a source that may have the table is not there.
-pub async fn check_recopy(session: &dyn Session, specs: &[SyncSpec], names: &[String]) -> Result<()> {
-    let (mut known, mut unread) = (Vec::new(), None);
-    for spec in specs.iter().filter(|_| !names.is_empty()) {
-        let source = spec.from.source()?;
-        match source.tables(&spec.tables).await {
-            Ok(tables) => known.extend(tables.iter().map(TableSchema::full_name)),
-            Err(error) => unread = unread.or(Some(error.context(format!("sync {}", spec.name)))),
-        }
-        // A table that was dropped in the source is named to be forgotten.
-        let captured = session.positions(&owner_of(&spec.name)).await?;
-        known.extend(source.captured(&capture_parts(&captured))?);
-    }
-    let Some(unknown) = names.iter().find(|name| !known.iter().any(|known| known.eq_ignore_ascii_case(name))) else {
-        return Ok(());
-    };
-    if let Some(unread) = unread {
-        return Err(unread);
-    }
-    let hint = nearest(unknown, known.iter().map(String::as_str));
-    let hint = hint.map(|name| format!("; the nearest is {name}")).unwrap_or_default();
-    Err(Error::not_found(format!("no sync of the file has a table {unknown} to copy anew{hint}")))
 }
 
 /// Names of tables whose copies are to be made.
@@ -161,6 +168,10 @@ struct Runner<'a> {
     options: &'a RunOptions,
     observer: Arc<dyn Observer>,
     control: Arc<Control>,
+    /// Sides that are away as the sync starts.
+    away: Mutex<[Away; 2]>,
+    /// Which of them is asked at the moment.
+    at_target: AtomicBool,
 }
 
 impl Runner<'_> {
@@ -172,7 +183,8 @@ impl Runner<'_> {
             match self.run(stop.clone()).await {
                 Err(error) if error.kind() == ErrorKind::Unavailable && !asked && self.ran_before().await? => {
                     failures += 1;
-                    self.observer.waiting(&error);
+                    let side = usize::from(self.at_target.load(Ordering::Acquire));
+                    self.away.lock().unwrap_or_else(PoisonError::into_inner)[side].fails(&error);
                     pause(&mut stop, retry_pause(failures)).await;
                     if *stop.borrow() {
                         return Ok(());
@@ -188,16 +200,22 @@ impl Runner<'_> {
     }
 
     async fn run(&self, stop: watch::Receiver<bool>) -> Result<()> {
+        self.at_target.store(false, Ordering::Release);
         let (from, to) = (self.spec.from.source()?, self.spec.to.sink()?);
         let tables = from.tables(&self.spec.tables).await?;
         if let Some(same) = same_database(&self.spec.from, &self.spec.to) {
             return Err(Error::conflict(same));
         }
+        if !self.options.once {
+            refuse_rounds(&*self.session, self.spec, from.dialect(), &tables).await?;
+        }
         // The fence comes before anything is read or made: an older worker of this sync can do no more harm.
         let writer = self.session.writer(&owner_of(&self.spec.name)).await?;
         let stored = writer.positions().clone();
         if stored.is_empty() {
-            refuse_unfit(&*from, &tables, self.options.once).await?;
+            let (name, log_id) = (&self.spec.name, self.session.log_id());
+            // What `sync check` would refuse is refused before anything is made.
+            refuse(from.preflight(name, &log_id, &tables, self.options.once).await?)?;
         }
         let draft = |table: &TableSchema| TopicSchema::draft(&self.spec.name, from.dialect(), table);
         let drafts: Vec<_> = tables.iter().map(draft).collect();
@@ -205,9 +223,11 @@ impl Runner<'_> {
         let log_id = self.session.log_id();
         let checked = match self.options.replace {
             false => {
+                self.at_target.store(true, Ordering::Release);
                 refuse(to.preflight(&self.spec.name, &log_id, &drafts).await?)?;
                 let mut target = to.open(&self.spec.name, &log_id).await?;
                 target.check(&drafts).await?;
+                self.at_target.store(false, Ordering::Release);
                 Some(target)
             }
             true => None,
@@ -228,6 +248,7 @@ impl Runner<'_> {
                 target
             }
         };
+        self.away.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().for_each(Away::works);
         self.drive(&*from, source, writer, target, copies, stop).await
     }
 
@@ -303,16 +324,20 @@ impl Runner<'_> {
         for (name, value) in source.position() {
             writer.set_position(&name, Some(value));
         }
+        if !self.options.once {
+            writer.set_position(ENDS, Some(ends(self.spec)?));
+        }
         writer.commit().await?;
         source.commit().await?;
-        let counts = shapes.iter().map(TableSchema::full_name).zip(from.row_counts(&shapes).await);
-        let states = source.states();
-        let done = |shape: &TableSchema| {
+        let (counts, states) = (from.row_counts(&shapes).await, source.states());
+        let start = |((shape, rows), reconciler): ((&TableSchema, u64), &Option<Reconciler>)| {
             let name = shape.full_name();
-            states.iter().any(|state| state.table == name && state.copied == Copied::Done)
+            let complete = states.iter().any(|state| state.table == name && state.copied == Copied::Done);
+            let copied = reconciler.as_ref().map_or(0, Reconciler::copied);
+            TableStart { name, rows, copied, complete }
         };
-        let complete: Vec<_> = shapes.iter().map(done).collect();
-        self.observer.started(&self.spec.name, &counts.collect::<Vec<_>>(), &complete);
+        let starts: Vec<_> = shapes.iter().zip(counts).zip(&reconcilers).map(start).collect();
+        self.observer.started(&self.spec.name, &starts);
         let source_ended = Arc::new(AtomicBool::new(false));
         let drained = Arc::new(AtomicBool::new(false));
         let route = |schema: &TopicSchema| Route { schema: Arc::new(schema.clone()), next_offset: 0 };
@@ -456,14 +481,11 @@ fn copy_part(table: &str) -> String {
 pub(super) fn capture_parts(stored: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     stored
         .iter()
-        .filter(|(name, _)| !name.starts_with(&reconcile_part("")) && !name.starts_with(&copy_part("")))
+        .filter(|(name, _)| {
+            !name.starts_with(&reconcile_part("")) && !name.starts_with(&copy_part("")) && *name != ENDS
+        })
         .map(|(n, v)| (n.clone(), v.clone()))
         .collect()
-}
-
-/// Refuses what `sync check` would refuse, before anything is made.
-async fn refuse_unfit(from: &dyn SourceConnector, tables: &[TableSchema], once: bool) -> Result<()> {
-    refuse(from.preflight(tables, once).await?)
 }
 
 /// Two names that are one when they are written as a topic's would mix their rows.
@@ -482,10 +504,14 @@ fn refuse_one_topic(sync: &str, drafts: &[TopicSchema]) -> Result<()> {
 }
 
 fn refuse(findings: Vec<Finding>) -> Result<()> {
-    let refused = findings.into_iter().find(|finding| finding.level == Level::Refuse);
-    let Some(finding) = refused else { return Ok(()) };
+    let mut refused = findings.into_iter().filter(|finding| finding.level == Level::Refuse);
+    let Some(finding) = refused.next() else { return Ok(()) };
     let cure = finding.cure.map(|cure| format!("; {cure}")).unwrap_or_default();
-    Err(Error::conflict(format!("{}: {}{cure}", finding.subject, finding.message)))
+    let more = match refused.count() {
+        0 => String::new(),
+        more => format!(" (and {more} more: tidemill sync check FILE)"),
+    };
+    Err(Error::conflict(format!("{}: {}{cure}{more}", finding.subject, finding.message)))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::servers::{ADMIN, CDC, MariaDb};
 
 async fn findings(bench: &Bench, once: bool) -> Vec<Finding> {
     let tables = bench.endpoint(ADMIN).tables(&["*".into()]).await.unwrap();
-    bench.endpoint(CDC).preflight(&tables, once).await.unwrap()
+    bench.endpoint(CDC).preflight("s", "", &tables, once).await.unwrap()
 }
 
 /// What hinders.
@@ -78,6 +78,6 @@ async fn without_a_binlog_only_a_copy_can_be_made() {
     assert!(refused(&bench, false).await.is_empty());
     bench.exec("revoke select on *.* from cdc");
     let tables = bench.endpoint(ADMIN).tables(&["*".into()]).await.unwrap();
-    let error = bench.endpoint(CDC).preflight(&tables, true).await.unwrap_err();
+    let error = bench.endpoint(CDC).preflight("s", "", &tables, true).await.unwrap_err();
     assert!(error.kind() == ErrorKind::Denied && error.to_string().contains("'cdc'@'%' to database 'shop'"), "{error}");
 }

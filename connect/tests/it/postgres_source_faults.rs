@@ -466,7 +466,7 @@ async fn what_is_missing_is_told_with_its_cure() {
     );
     f.user = CDC;
     let tables = f.connector().tables(&["*".into()]).await.unwrap();
-    let findings = f.connector().preflight(&tables, false).await.unwrap();
+    let findings = f.connector().preflight(&f.sync(), "", &tables, false).await.unwrap();
     let find = |subject: &str, words: &str| {
         let found = findings.iter().find(|x| {
             x.subject == subject && (x.message.contains(words) || x.cure.as_ref().is_some_and(|c| c.contains(words)))
@@ -475,7 +475,7 @@ async fn what_is_missing_is_told_with_its_cure() {
     };
     assert_eq!(find("wal_level", "logical"), Level::Ok);
     assert_eq!(find("role", "may replicate"), Level::Ok);
-    assert_eq!(find("publication", "does not own"), Level::Warn);
+    assert_eq!(find("publication", "does not own"), Level::Refuse);
     assert_eq!(find("public.k", "ADD PRIMARY KEY"), Level::Refuse);
     assert_eq!(find("public.un", "SET LOGGED"), Level::Refuse);
     assert_eq!(find("public.n", "REPLICA IDENTITY DEFAULT"), Level::Refuse);
@@ -487,7 +487,20 @@ async fn what_is_missing_is_told_with_its_cure() {
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     let said = error.to_string();
     let statement = said.split_once("type: ").unwrap().1;
+    let tables = f.connector().tables(&["t".into()]).await.unwrap();
+    let publication = async |log: &str| {
+        let findings = f.connector().preflight(&f.sync(), log, &tables, false).await.unwrap();
+        findings.into_iter().find(|finding| finding.subject == "publication").unwrap()
+    };
+    // The same statement as the preflight's, which knows no log.
+    for log in ["", LOG] {
+        let found = publication(log).await;
+        assert_eq!((found.level, found.cure.as_deref()), (Level::Refuse, Some(statement)));
+    }
     f.pg.exec(&f.db, statement);
+    for log in ["", LOG] {
+        assert_eq!(publication(log).await.level, Level::Ok);
+    }
     f.open().await;
     f.pg.exec(&f.db, "insert into t values (1)");
     f.catch_up().await;

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_connect::converter::TopicSchema;
+use tidemill_connect::sync::away::Side;
 use tidemill_connect::sync::control::{Ask, Control};
 use tidemill_connect::sync::file::{SyncSpec, load};
 use tidemill_connect::sync::parked::parked_of;
+use tidemill_connect::sync::recopy::resolve_recopy;
 use tidemill_connect::sync::remove::remove;
-use tidemill_connect::sync::run::{Observer, RunOptions, check_recopy, run};
+use tidemill_connect::sync::run::{Observer, RunOptions, TableStart, run};
 use tidemill_connect::sync::status::{State, Status};
 use tidemill_core::clock::{Clock, SystemClock};
 use tidemill_core::engine::{Config, Engine};
@@ -25,12 +27,12 @@ use crate::support::{Folder, Python, tables_of};
 struct Silent;
 
 impl Observer for Silent {
-    fn started(&self, _: &str, _: &[(String, u64)], _: &[bool]) {}
+    fn started(&self, _: &str, _: &[TableStart]) {}
     fn copied(&self, _: usize, _: u64) {}
     fn finished(&self, _: usize) {}
     fn applied(&self, _: u64) {}
     fn caught_up(&self) {}
-    fn waiting(&self, _: &Error) {}
+    fn waiting(&self, _: Side, _: &Error) {}
 }
 
 /// A folder with a source, a sync file and a log.
@@ -261,7 +263,7 @@ async fn changed_columns_stop_the_sync_and_a_recopy_goes_on() {
     let session = bench.session().await;
     let check = async |names: &[&str]| {
         let names: Vec<_> = names.iter().map(|name| name.to_string()).collect();
-        check_recopy(&*session, std::slice::from_ref(&bench.spec), &names).await
+        resolve_recopy(&*session, std::slice::from_ref(&bench.spec), &names).await
     };
     check(&["ITEM", "order line"]).await.unwrap();
     let error = check(&["item", "itme"]).await.unwrap_err();
@@ -284,7 +286,7 @@ async fn a_dropped_table_can_be_named_to_be_forgotten() {
     bench.follow(&mut python, &[], async |_, _| {}).await;
     python.sql(&bench.folder.path("source.db"), &["drop table item"]);
     let session = bench.session().await;
-    check_recopy(&*session, std::slice::from_ref(&bench.spec), &["item".into()]).await.unwrap();
+    resolve_recopy(&*session, std::slice::from_ref(&bench.spec), &["item".into()]).await.unwrap();
     bench.follow(&mut python, &["item"], async |_, _| {}).await;
 }
 
@@ -444,7 +446,7 @@ async fn a_refused_row_waits_alone() {
         let started = Instant::now();
         loop {
             let status = control.status(clock.now());
-            if ready(&status) && status.lag_seconds == 0.0 {
+            if ready(&status) && status.lag_seconds == Some(0.0) {
                 return status;
             }
             assert!(started.elapsed() < Duration::from_secs(20), "{status:?}");

@@ -9,7 +9,7 @@
 //! | `POST /v1/topics/{name}/records` | appends records, one JSON object a line: `{"key", "value", "partition"}` |
 //! | `GET /v1/topics/{name}/records` | streams records, one JSON object a line: `?from=start&limit=10&follow=true` |
 //! | `GET /v1/syncs` | how the syncs are |
-//! | `POST /v1/syncs` | applies the syncs of a file (`{"file", "text"}`): the server keeps and runs them |
+//! | `POST /v1/syncs` | applies the syncs of a file (`{"file", "text", "recopy", "replace"}`): the server keeps and runs them |
 //! | `DELETE /v1/syncs/{name}` | stops one and removes what it made but the target's tables; `?force=true` |
 //! | `POST /v1/syncs/{name}/retry`, `POST /v1/syncs/{name}/skip` | tries parked rows again; gives one up (`{"key"}`) |
 //! | `POST /v1/sql` | runs `{"query", "format"}`, or a text/plain body, and streams the answer in that format, or `?format=` |

@@ -58,11 +58,11 @@ pub async fn remove(Extract(state): Extract<State>, Path(name): Path<String>) ->
     let session = state.session().await?;
     find(&*session, &name).await?;
     if let Some(schema) = newest_schemas(&*session).await?.remove(&name) {
-        return Err(Error::conflict(format!(
+        let message = format!(
             "topic {name} is written by sync {}; to remove the sync with its topics: tidemill sync rm FILE",
             schema.sync
-        ))
-        .into());
+        );
+        return Err(Error::conflict(state.syncs.typed(&schema.sync).text(&message)).into());
     }
     session.delete_topic(&name).await?;
     Ok(Json(json!({ "deleted": name })))

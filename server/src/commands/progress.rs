@@ -10,7 +10,11 @@ use std::{
 };
 
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
-use tidemill_connect::sync::{parked::ParkedKey, run::Observer};
+use tidemill_connect::sync::{
+    away::{Side, Waits, spoken},
+    parked::ParkedKey,
+    run::{Observer, TableStart},
+};
 use tidemill_core::Error;
 
 use super::count;
@@ -28,13 +32,15 @@ pub struct Progress {
 struct Shown {
     bar: ProgressBar,
     sync: Mutex<String>,
-    tables: Mutex<Vec<(String, u64)>>,
+    tables: Mutex<Vec<String>>,
     unfinished: AtomicU64,
+    /// Rows that earlier runs copied.
+    before: AtomicU64,
     rows: AtomicU64,
     written: AtomicU64,
     started: Instant,
     following: AtomicBool,
-    waiting: Mutex<String>,
+    waits: Waits,
     parked: AtomicUsize,
 }
 
@@ -59,11 +65,12 @@ impl Progress {
             sync: Mutex::new(sync.to_owned()),
             tables: Mutex::default(),
             unfinished: AtomicU64::new(0),
+            before: AtomicU64::new(0),
             rows: AtomicU64::new(0),
             written: AtomicU64::new(0),
             started: Instant::now(),
             following: AtomicBool::new(false),
-            waiting: Mutex::default(),
+            waits: Waits::default(),
             parked: AtomicUsize::new(0),
         });
         self.all.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&shown));
@@ -127,27 +134,35 @@ impl Shown {
 }
 
 impl Observer for SyncProgress {
-    fn started(&self, sync: &str, tables: &[(String, u64)], complete: &[bool]) {
+    fn started(&self, sync: &str, tables: &[TableStart]) {
         let shown = &self.shown;
-        *shown.tables.lock().unwrap_or_else(PoisonError::into_inner) = tables.to_vec();
-        let unfinished = complete.iter().filter(|complete| !**complete).count();
+        *shown.tables.lock().unwrap_or_else(PoisonError::into_inner) = tables.iter().map(|t| t.name.clone()).collect();
+        let unfinished = tables.iter().filter(|table| !table.complete).count();
         shown.unfinished.store(unfinished as u64, Ordering::Relaxed);
-        let rows: u64 = tables.iter().map(|(_, rows)| rows).sum();
+        let rows: u64 = tables.iter().map(|table| table.rows).sum();
+        let copied = |table: &TableStart| if table.complete { table.rows } else { table.copied.min(table.rows) };
+        let before: u64 = tables.iter().map(copied).sum();
+        shown.before.store(before, Ordering::Relaxed);
         if rows > 0 {
             shown.bar.set_style(style("{prefix} {bar:30} {pos}/{len} rows {rate} {left} {msg}"));
         }
         shown.bar.set_length(rows);
-        let tables = count(tables.len() as u64, "table");
-        shown.line(&format!("{sync}: {tables}, {} in the source", count(rows, "row")));
+        shown.bar.set_position(before);
+        // The rate is this run's.
+        shown.bar.reset_eta();
+        let all = count(tables.len() as u64, "table");
+        let copied: u64 = tables.iter().filter(|table| !table.complete).map(|table| table.copied).sum();
+        let goes_on = if copied > 0 { format!("; {} copied before", count(copied, "row")) } else { String::new() };
+        shown.line(&format!("{sync}: {all}, {} in the source{goes_on}", count(rows, "row")));
     }
 
     fn copied(&self, table: usize, rows: u64) {
         let shown = &self.shown;
         let so_far = shown.rows.fetch_add(rows, Ordering::Relaxed) + rows;
         if so_far.is_multiple_of(64) {
-            shown.bar.set_position(so_far);
+            shown.bar.set_position(shown.before.load(Ordering::Relaxed) + so_far);
             let tables = shown.tables.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((name, _)) = tables.get(table) {
+            if let Some(name) = tables.get(table) {
                 shown.bar.set_message(name.clone());
             }
         }
@@ -168,14 +183,13 @@ impl Observer for SyncProgress {
     fn finished(&self, _table: usize) {
         let left = self.shown.unfinished.fetch_sub(1, Ordering::Relaxed);
         if left == 1 {
-            self.shown.bar.set_position(self.shown.rows.load(Ordering::Relaxed));
+            let before = self.shown.before.load(Ordering::Relaxed);
+            self.shown.bar.set_position(before + self.shown.rows.load(Ordering::Relaxed));
             self.shown.bar.set_message("");
         }
     }
 
-    fn applied(&self, _records: u64) {
-        self.shown.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
+    fn applied(&self, _records: u64) {}
 
     fn caught_up(&self) {
         let shown = &self.shown;
@@ -190,14 +204,17 @@ impl Observer for SyncProgress {
         }
     }
 
-    fn waiting(&self, error: &Error) {
-        let text = error.to_string();
-        let mut last = self.shown.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        // The same obstacle is told once, not at every try.
-        if *last != text {
-            last.clone_from(&text);
-            drop(last);
-            self.shown.line(&format!("{}: waiting: {text}", self.shown.name()));
+    fn waiting(&self, side: Side, error: &Error) {
+        // An obstacle is told once, not at every try.
+        if self.shown.waits.begins(side) {
+            self.shown.line(&format!("{}: waiting for the {}: {error}", self.shown.name(), side.as_str()));
+        }
+    }
+
+    fn back(&self, side: Side, away: Duration) {
+        if self.shown.waits.ends(side) {
+            let (name, side) = (self.shown.name(), side.as_str());
+            self.shown.line(&format!("{name}: the {side} is back after {}", spoken(away)));
         }
     }
 

@@ -167,11 +167,13 @@ fn a_table_is_altered_by_the_commands_that_sqlite_prints() {
     let commands: Vec<_> = commands.replace("FILE", "s.toml").split("; ").map(str::to_owned).collect();
     assert_eq!(commands[1], "alter it", "{refused}");
     folder.run(&["sync", "release", "s.toml", "itme"]).fails(3, &["no capture of table itme", "the nearest is item"]);
-    let out = folder.bash(&commands[0]).ok();
-    assert!(out.contains("copy it anew: tidemill sync run s.toml --recopy item\n"), "{out}");
+    let out = folder.bash(&format!("{} --data-dir data", commands[0])).ok();
+    let typed = out.split("copy it anew: ").nth(1).expect(&out).trim();
+    assert_eq!(typed, "tidemill sync run s.toml --data-dir data --recopy item");
+    assert_eq!(commands[2], "tidemill sync run s.toml --recopy item");
     folder.sql("source.db", &["alter table item drop column v"]);
     folder.run(&RUN).fails(4, &["item", "--recopy item"]);
-    let mut sync = folder.start_program("bash", &["-c", &format!("exec {} --data-dir data", commands[2])]);
+    let mut sync = folder.start_program("bash", &["-c", &format!("exec {typed}")]);
     sync.wait_err("in step, following");
     folder.sql("source.db", &["insert into item values (50)"]);
     folder.wait_equal();
@@ -378,7 +380,7 @@ fn the_second_wish_to_stop_is_heard_after_a_second() {
     let mut locked = folder.start_program("python3", &["-c", lock]);
     locked.wait_out("locked");
     folder.sql("source.db", &["insert into item values (60, 'late')"]);
-    sync.wait_err("s: waiting: ");
+    sync.wait_err("s: waiting for the target: ");
     std::thread::sleep(std::time::Duration::from_millis(700));
     sync.signal("TERM");
     sync.signal("INT");

@@ -97,7 +97,7 @@ fn a_server_stores_no_password() {
     std::fs::write(folder.path("s.toml"), file).unwrap();
     let running = server(&folder);
     let refused = folder.run(&[&["sync", "apply", "s.toml"], &DATA[..]].concat());
-    refused.fails(2, &["a password stands in the file", "${env:NAME}"]);
+    refused.fails(78, &["a password stands in the file", "${env:NAME}"]);
     assert_eq!(running.stop("TERM").code, Some(0));
     let stored = folder.bash("grep -rl hunter2 log || echo none").ok();
     assert_eq!(stored.trim(), "none");

@@ -3,6 +3,7 @@
 
 mod cli;
 mod demo;
+mod first_steps;
 mod follow;
 mod kill9;
 mod ledger;

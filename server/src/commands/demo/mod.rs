@@ -24,8 +24,9 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags};
 use tidemill_connect::sync::{
+    away::Side,
     file::load,
-    run::{Observer, RunOptions, run as run_sync, shell_word},
+    run::{Observer, RunOptions, TableStart, run as run_sync, shell_word},
     verify::verify,
 };
 use tidemill_core::{Error, clock::Clock, log::Session};
@@ -238,14 +239,14 @@ impl Meter {
 }
 
 impl Observer for Meter {
-    fn started(&self, _: &str, _: &[(String, u64)], _: &[bool]) {}
+    fn started(&self, _: &str, _: &[TableStart]) {}
     fn copied(&self, _: usize, _: u64) {}
     fn finished(&self, _: usize) {}
     fn applied(&self, records: u64) {
         self.applied.fetch_add(records, Ordering::Relaxed);
     }
     fn caught_up(&self) {}
-    fn waiting(&self, error: &Error) {
+    fn waiting(&self, _: Side, error: &Error) {
         eprintln!("waiting: {error}");
     }
 }

@@ -1,19 +1,26 @@
 //! `tidemill sync`.
 
-use std::{cell::RefCell, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::http::Method;
 use futures::future::join_all;
 use tidemill_connect::{
-    command::{shell_word, with_file},
+    command::shell_word,
     connector::Level,
     converter::TopicSchema,
     sync::{
         check::check,
         file::{SyncSpec, load},
+        recopy::resolve_recopy,
         release::release,
         remove::{remove, remove_capture},
-        run::{RunOptions, check_recopy, run as run_sync},
+        run::{RunOptions, run as run_sync},
         verify::{Patience, Verdict, verify_patiently},
     },
 };
@@ -26,7 +33,8 @@ use super::{count, progress::Progress, reach_existing, stop_signal};
 use crate::{
     cli::{Owned, Sync, Target},
     exit::{self, ConfigFault},
-    node::{Node, has_log},
+    node::{Node, SERVER_COMMAND, has_log},
+    typed::Typed,
 };
 
 /// How long rows that differ may take to arrive, and how long nothing may arrive, unless the user says otherwise.
@@ -35,20 +43,47 @@ const PATIENCE: Patience = Patience { at_most: Duration::from_secs(10), quiet: D
 const PRINTED_KEYS: usize = 10;
 
 pub async fn run(command: Sync) -> anyhow::Result<ExitCode> {
+    let typed = typed(&command);
+    run_command(command).await.map_err(|error| typed.error(error))
+}
+
+/// How the commands are typed that the errors of a command name.
+fn typed(command: &Sync) -> Typed {
+    let data_dir = |log: &Owned| Typed::of_folder(&log.data_dir);
+    let known = |data_dir: &Option<PathBuf>| data_dir.as_deref().map_or_else(Typed::of_unknown, Typed::of_folder);
+    match command {
+        Sync::Run { file, log, .. } => data_dir(log).file(file),
+        Sync::Check { file, data_dir } | Sync::Verify { file, data_dir, .. } | Sync::Release { file, data_dir, .. } => {
+            known(data_dir).file(file)
+        }
+        Sync::Plan { file } => Typed::of_unknown().file(file),
+        Sync::Apply { file, log, .. }
+        | Sync::Retry { file, log }
+        | Sync::Skip { file, log, .. }
+        | Sync::Rm { file, log, .. } => Typed::by(log).file(file),
+        Sync::Status { file, log, .. } => match file {
+            Some(file) => Typed::by(log).file(file),
+            None => Typed::by(log),
+        },
+    }
+}
+
+async fn run_command(command: Sync) -> anyhow::Result<ExitCode> {
     match command {
         Sync::Run { file, once, recopy, replace, log } => {
             follow(&file, RunOptions { once, recopy, replace }, &log).await
         }
         Sync::Check { file, data_dir } => examine(&file, data_dir.as_deref()).await,
-        Sync::Plan { file } => plans::show(&read(&file)?).await,
-        Sync::Apply { file, log } => served::apply(&file, &log).await,
+        Sync::Plan { file } => plans::show(&read_and_find_passwords(&file)?).await,
+        Sync::Apply { file, recopy, replace, log } => served::apply(&file, recopy, replace, &log).await,
         Sync::Status { file, output, log } => served::status(file.as_deref(), output, &log).await,
         Sync::Retry { file, log } => served::retry(&file, None, &log).await,
         Sync::Skip { file, key, log } => served::retry(&file, Some(&key), &log).await,
-        Sync::Verify { file, wait } => compare(&file, wait).await,
-        Sync::Release { file, table } => {
+        Sync::Verify { file, wait, data_dir } => compare(&file, wait, data_dir.as_deref()).await,
+        Sync::Release { file, table, data_dir } => {
+            let typed = Known::of(data_dir.as_deref()).await?.typed(&file, data_dir.as_deref());
             let done = release(&read(&file)?, &table).await?;
-            done.iter().for_each(|line| println!("{line}"));
+            done.iter().for_each(|line| println!("{}", typed.text(line)));
             Ok(ExitCode::SUCCESS)
         }
         Sync::Rm { file, force, log } => forget(&file, force, &log).await,
@@ -59,10 +94,32 @@ fn read(file: &Path) -> anyhow::Result<Vec<SyncSpec>> {
     load(file).map_err(|error| ConfigFault(error).into())
 }
 
-async fn follow(file: &Path, options: RunOptions, log: &Owned) -> anyhow::Result<ExitCode> {
+/// Reads a file whose databases are connected to from here.
+fn read_and_find_passwords(file: &Path) -> anyhow::Result<Vec<SyncSpec>> {
     let specs = read(file)?;
+    find_passwords(&specs)?;
+    Ok(specs)
+}
+
+fn find_passwords(specs: &[SyncSpec]) -> anyhow::Result<()> {
+    Ok(specs.iter().try_for_each(SyncSpec::check_passwords).map_err(ConfigFault)?)
+}
+
+async fn follow(file: &Path, options: RunOptions, log: &Owned) -> anyhow::Result<ExitCode> {
+    let (specs, replace) = (read_and_find_passwords(file)?, options.replace);
     let mut stop = stop_signal()?;
-    let node = Node::own(&log.data_dir, &format!("sync run {}", file.display())).await?;
+    let node = match Node::open(&log.data_dir, &format!("sync run {}", file.display())).await? {
+        Ok(node) => node,
+        Err(owner) if owner.is_server() && !options.once => {
+            let refusal = owner.refusal(&log.data_dir);
+            let options = options.recopy.iter().map(|table| format!(" --recopy {}", shell_word(table)));
+            let options: String = options.chain(replace.then(|| " --replace".to_owned())).collect();
+            return Err(
+                Error::conflict(format!("{refusal}; to let it run them: tidemill sync apply FILE{options}")).into()
+            );
+        }
+        Err(owner) => return Err(owner.refusal(&log.data_dir).into()),
+    };
     let result = run_specs(&node, &specs, &options, &stop, log).await;
     let stopped = *stop.borrow_and_update();
     // Whatever happened, the log is closed in order first.
@@ -74,23 +131,6 @@ async fn follow(file: &Path, options: RunOptions, log: &Owned) -> anyhow::Result
     Ok(failed.unwrap_or(ExitCode::SUCCESS))
 }
 
-/// The commands that an error names work on the same log.
-fn with_data_dir(error: anyhow::Error, file: &Path, log: &Owned) -> anyhow::Error {
-    let Some(known) = error.downcast_ref::<Error>() else { return error };
-    let folder = shell_word(&log.data_dir.to_string_lossy());
-    Error::new(known.kind(), on_log(&known.to_string(), file, &folder)).into()
-}
-
-/// Puts the log's folder into the commands of a message. `DIR` where it is not known: what a command would take by
-/// itself may be another log.
-fn on_log(text: &str, file: &Path, folder: &str) -> String {
-    let file = shell_word(&file.to_string_lossy());
-    ["run", "rm"].iter().fold(text.to_owned(), |text, verb| {
-        let command = format!("tidemill sync {verb} {file}");
-        text.replace(&command, &format!("{command} --data-dir {folder}"))
-    })
-}
-
 /// Runs all syncs of a file to their end. One that fails is told at once, and the others go on; the code of the first.
 async fn run_specs(
     node: &Node,
@@ -99,7 +139,8 @@ async fn run_specs(
     stop: &tokio::sync::watch::Receiver<bool>,
     log: &Owned,
 ) -> anyhow::Result<Option<ExitCode>> {
-    check_recopy(&*node.session("sync run").await?, specs, &options.recopy).await?;
+    let recopy = resolve_recopy(&*node.session("sync run").await?, specs, &options.recopy).await?;
+    let options = &RunOptions { recopy, ..options.clone() };
     let progress = Progress::new(options.once);
     let failed = RefCell::new(None);
     let runs = specs.iter().map(|spec| {
@@ -109,13 +150,13 @@ async fn run_specs(
                 let session = node.session(&format!("sync/{}", spec.name)).await?;
                 let clock = Arc::clone(node.engine().clock());
                 let (observer, control) = (Arc::clone(&shown), Arc::default());
-                node.syncs().register(&spec.name, &control);
+                node.syncs().register(spec, &control);
                 anyhow::Ok(run_sync(session, clock, spec, options, observer, control, stop).await?)
             };
             match run.await {
                 Ok(()) => shown.sum_up(),
                 Err(error) => {
-                    let error = with_data_dir(error, &spec.file, log);
+                    let error = Typed::of_folder(&log.data_dir).file(&spec.file).error(error);
                     shown.fail(&error);
                     failed.borrow_mut().get_or_insert(exit::code(&error));
                 }
@@ -127,25 +168,46 @@ async fn run_specs(
     Ok(failed.into_inner().map(ExitCode::from))
 }
 
-/// The schemas of a log's topics, as far as syncs write them.
-async fn schemas(data_dir: &Path) -> anyhow::Result<Vec<TopicSchema>> {
-    let target = Target { data_dir: data_dir.to_owned(), server: None };
-    let client = reach_existing(&target, "sync check").await?;
-    let answer = client.call(Method::GET, "/v1/schemas", None).await;
-    client.close().await?;
-    Ok(serde_json::from_value(answer?)?)
+/// What a log says to who examines its syncs.
+#[derive(Default)]
+struct Known {
+    /// The schemas of its topics, as far as syncs write them.
+    schemas: Vec<TopicSchema>,
+    /// Its identity; empty where none is named.
+    log_id: String,
+    /// Whether a server runs the syncs.
+    served: bool,
+}
+
+impl Known {
+    async fn of(data_dir: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(data_dir) = data_dir else { return Ok(Self::default()) };
+        let target = Target { data_dir: data_dir.to_owned(), server: None };
+        let client = reach_existing(&target, "sync check").await?;
+        let asked = async {
+            let schemas = serde_json::from_value(client.call(Method::GET, "/v1/schemas", None).await?)?;
+            let info = client.call(Method::GET, "/v1/info", None).await?;
+            let text = |name: &str| info[name].as_str().unwrap_or_default().to_owned();
+            anyhow::Ok(Self { schemas, log_id: text("log_id"), served: text("command") == SERVER_COMMAND })
+        };
+        let known = asked.await;
+        client.close().await?;
+        known
+    }
+
+    fn typed(&self, file: &Path, data_dir: Option<&Path>) -> Typed {
+        data_dir.map_or_else(Typed::of_unknown, Typed::of_folder).file(file).served(self.served)
+    }
 }
 
 async fn examine(file: &Path, data_dir: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let specs = read(file)?;
-    let (schemas, log) = match data_dir {
-        Some(data_dir) => (schemas(data_dir).await?, Some(Owned { data_dir: data_dir.to_owned() })),
-        None => (Vec::new(), None),
-    };
+    let specs = read_and_find_passwords(file)?;
+    let known = Known::of(data_dir).await?;
+    let typed = known.typed(file, data_dir);
     let mut refused = false;
     for spec in specs {
         println!("sync {}: {} -> {}", spec.name, spec.from, spec.to);
-        for finding in check(&spec, &schemas).await? {
+        for finding in check(&spec, &known.schemas, &known.log_id).await? {
             let mark = match finding.level {
                 Level::Ok => "ok    ",
                 Level::Warn => "warn  ",
@@ -153,11 +215,7 @@ async fn examine(file: &Path, data_dir: Option<&Path>) -> anyhow::Result<ExitCod
             };
             println!("  {mark} {}: {}", finding.subject, finding.message);
             if let Some(cure) = finding.cure {
-                let cure = match &log {
-                    Some(log) => with_data_dir(Error::conflict(cure).into(), &spec.file, log).to_string(),
-                    None => on_log(&cure, &spec.file, "DIR"),
-                };
-                println!("         {cure}");
+                println!("         {}", typed.text(&cure));
             }
             refused |= finding.level == Level::Refuse;
         }
@@ -165,20 +223,21 @@ async fn examine(file: &Path, data_dir: Option<&Path>) -> anyhow::Result<ExitCod
     Ok(if refused { ExitCode::from(4) } else { ExitCode::SUCCESS })
 }
 
-async fn compare(file: &Path, wait: Option<f64>) -> anyhow::Result<ExitCode> {
+async fn compare(file: &Path, wait: Option<f64>, data_dir: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let typed = Known::of(data_dir).await?.typed(file, data_dir);
     let patience = wait.map_or(PATIENCE, |seconds| {
         let wait = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         Patience { at_most: wait, quiet: wait }
     });
     let mut equal = true;
-    for spec in read(file)? {
-        let (name, file) = (spec.name.clone(), spec.file.clone());
+    for spec in read_and_find_passwords(file)? {
+        let name = spec.name.clone();
         for verdict in verify_patiently(spec, patience).await? {
             equal &= verdict.is_equal();
             print_verdict(&name, &verdict);
             if !verdict.is_equal() {
                 let cure = format!("tidemill sync run FILE --recopy {}", shell_word(&verdict.table));
-                println!("        to copy the table anew: {}", on_log(&with_file(&cure, &file), &file, "DIR"));
+                println!("        to copy the table anew: {}", typed.text(&cure));
             }
         }
     }
@@ -204,8 +263,11 @@ fn print_verdict(sync: &str, verdict: &Verdict) {
     verdict.lines(PRINTED_KEYS).iter().for_each(|line| println!("        {line}"));
 }
 
-async fn forget(file: &Path, force: bool, log: &Owned) -> anyhow::Result<ExitCode> {
+async fn forget(file: &Path, force: bool, log: &Target) -> anyhow::Result<ExitCode> {
     let specs = read(file)?;
+    if log.server.is_some() {
+        return served::remove(&specs, force, log).await;
+    }
     if !has_log(&log.data_dir) {
         return forget_without_log(&specs, force, log).await;
     }
@@ -216,6 +278,7 @@ async fn forget(file: &Path, force: bool, log: &Owned) -> anyhow::Result<ExitCod
         Err(owner) => return Err(owner.refusal(&log.data_dir).into()),
     };
     let result = async {
+        find_passwords(&specs)?;
         for spec in &specs {
             let session = node.session("sync rm").await?;
             for line in remove(session, spec, force).await? {
@@ -224,13 +287,13 @@ async fn forget(file: &Path, force: bool, log: &Owned) -> anyhow::Result<ExitCod
         }
         anyhow::Ok(())
     };
-    let result = result.await.map_err(|error| with_data_dir(error, file, log));
+    let result = result.await;
     node.close().await?;
     result.map(|()| ExitCode::SUCCESS)
 }
 
 /// Without its log only the capture can be removed; that is asked for, since the log may lie elsewhere.
-async fn forget_without_log(specs: &[SyncSpec], force: bool, log: &Owned) -> anyhow::Result<ExitCode> {
+async fn forget_without_log(specs: &[SyncSpec], force: bool, log: &Target) -> anyhow::Result<ExitCode> {
     let folder = log.data_dir.display();
     if !force {
         return Err(Error::not_found(format!(
@@ -238,6 +301,7 @@ async fn forget_without_log(specs: &[SyncSpec], force: bool, log: &Owned) -> any
         ))
         .into());
     }
+    find_passwords(specs)?;
     for spec in specs {
         remove_capture(spec).await?.iter().for_each(|line| println!("{line}"));
     }

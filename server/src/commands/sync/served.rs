@@ -17,28 +17,35 @@ use super::read;
 use tidemill_core::{Error, ErrorKind};
 
 use crate::{
-    cli::{Owned, StatusOutput, Target},
+    cli::{StatusOutput, Target},
     client::Client,
     commands::{count, print_bytes, reach_existing},
+    exit::ConfigFault,
     syncs::Applied,
+    typed::Typed,
 };
 
-pub async fn apply(file: &Path, log: &Target) -> anyhow::Result<ExitCode> {
+pub async fn apply(file: &Path, recopy: Vec<String>, replace: bool, log: &Target) -> anyhow::Result<ExitCode> {
     read(file)?;
-    let applied = Applied { file: std::path::absolute(file)?, text: std::fs::read_to_string(file)? };
-    let specs = applied.specs()?;
+    let applied = Applied { file: std::path::absolute(file)?, text: std::fs::read_to_string(file)?, recopy, replace };
+    let specs = applied.specs().map_err(ConfigFault)?;
     let client = reach_existing(log, "sync apply").await?;
     let answer = client.call(Method::POST, "/v1/syncs", Some(serde_json::to_value(applied)?)).await;
     client.close().await?;
-    answer?;
+    // What is invalid is the file, or what it says of where the passwords are: the server looks for them.
+    answer.map_err(|error| match error.downcast::<Error>() {
+        Ok(error) if error.kind() == ErrorKind::Invalid => ConfigFault(error).into(),
+        Ok(error) => error.into(),
+        Err(error) => error,
+    })?;
     specs.iter().for_each(|spec| println!("sync {}: {} -> {}, applied", spec.name, spec.from, spec.to));
-    println!("the server runs them from now on, and when it starts again; to look: tidemill sync status");
+    let look = Typed::by(log).text("tidemill sync status");
+    println!("the server runs them from now on, and when it starts again; to look: {look}");
     Ok(ExitCode::SUCCESS)
 }
 
-pub async fn remove(specs: &[SyncSpec], force: bool, log: &Owned) -> anyhow::Result<ExitCode> {
-    let target = Target { data_dir: log.data_dir.clone(), server: None };
-    let client = reach_existing(&target, "sync rm").await?;
+pub async fn remove(specs: &[SyncSpec], force: bool, log: &Target) -> anyhow::Result<ExitCode> {
+    let client = reach_existing(log, "sync rm").await?;
     for spec in specs {
         let path = format!("/v1/syncs/{}?force={force}", spec.name);
         let answer = client.call(Method::DELETE, &path, None).await?;
@@ -55,11 +62,19 @@ pub async fn status(file: Option<&Path>, output: StatusOutput, log: &Target) -> 
     let answer = client.call(Method::GET, "/v1/syncs", None).await;
     client.close().await?;
     let mut all: Vec<Status> = serde_json::from_value(answer?)?;
+    let typed = Typed::by(log);
+    for status in &mut all {
+        status.last_error = status.last_error.as_deref().map(|error| typed.text(error));
+    }
     if let Some(specs) = specs {
         all.retain(|status| specs.iter().any(|spec| spec.name == status.sync));
         for spec in specs {
             if !all.iter().any(|status| status.sync == spec.name) {
-                all.push(Status { sync: spec.name, ..Status::default() });
+                all.push(Status { sync: spec.name.clone(), ..Status::default() });
+            }
+            // Of a sync that nobody runs the log knows no more than its name.
+            for status in all.iter_mut().filter(|status| status.sync == spec.name && status.from.is_empty()) {
+                (status.from, status.to) = (spec.from.to_string(), spec.to.to_string());
             }
         }
     }
@@ -78,8 +93,9 @@ fn status_text(status: &Status) -> String {
     let mut lines = vec![format!("sync {}: {}", status.sync, state.unwrap_or_default())];
     if !status.from.is_empty() {
         lines.push(format!("  {} -> {}", status.from, status.to));
-        lines.push(format!("  lag: {:.1} s{}", status.lag_seconds, source_lag(status)));
     }
+    let lag = status.lag_seconds.map_or("-".to_owned(), |lag| format!("{lag:.1} s"));
+    lines.push(format!("  lag: {lag}{}", source_lag(status)));
     for table in &status.tables {
         lines.push(format!("  {}: {}", table.table, table_text(table)));
     }
