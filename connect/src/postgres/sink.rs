@@ -1,8 +1,8 @@
 //! Applies changes to tables of PostgreSQL. Rows and positions are one transaction of the target, so each change counts
 //! once.
 //!
-//! A batch is folded to the last change of each key, copied into a temporary table and merged from there; the first rows
-//! of a table that is known to be empty are copied into it as they are. Where a unique index of the target refuses the
+//! A batch is folded to the last change of each key. Up to 1,000 rows are one statement; more are copied into a temporary
+//! table and merged from there; the first rows of a table that is known to be empty are copied into it as they are. Where a unique index of the target refuses the
 //! merge (two rows that swap a value), the changes of that topic are applied one by one, in the log's order.
 //!
 //! # Durability
@@ -72,7 +72,13 @@ impl Session {
         if durable.as_deref() == Some("off") {
             execute(&mut conn, doing, "SET synchronous_commit = on").await?;
         }
-        Ok(Self { conn, prepared: HashMap::new(), filling: HashMap::new(), staged: HashSet::new(), has_positions: false })
+        Ok(Self {
+            conn,
+            prepared: HashMap::new(),
+            filling: HashMap::new(),
+            staged: HashSet::new(),
+            has_positions: false,
+        })
     }
 }
 

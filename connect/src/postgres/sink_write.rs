@@ -100,7 +100,8 @@ async fn write(session: &mut Session, work: &Work<'_>, begin: String, folded: &F
     let listed = if prepared.key.len() == 1 { FEW_ROWS } else { FEW_WIDE_KEYS };
     let few_deletes = deletes.len() <= listed && are_few(deletes);
     let few_upserts = are_few(upserts);
-    if !(few_deletes && few_upserts) && !session.staged.insert(work.schema.id) {
+    let copied = !few_deletes || !few_upserts;
+    if copied && !session.staged.insert(work.schema.id) {
         // The temporary tables are emptied at the commit, and a topic may come more than once before it.
         sql.push_str(&prepared.clear);
         sql.push(';');
@@ -110,7 +111,7 @@ async fn write(session: &mut Session, work: &Work<'_>, begin: String, folded: &F
         sql.push(';');
     }
     let conn = &mut session.conn;
-    if !few_deletes || !few_upserts {
+    if copied {
         if !sql.is_empty() {
             run(conn, &std::mem::take(&mut sql)).await?;
         }
@@ -222,7 +223,9 @@ fn delete_sql(prepared: &Prepared, keys: &[Folding<'_>]) -> String {
 }
 
 fn upsert_sql(sql: &mut String, prepared: &Prepared, rows: &[Folding<'_>]) {
-    for part in ["INSERT INTO ", &prepared.name, " (", &prepared.columns.join(", "), ") OVERRIDING SYSTEM VALUE VALUES "] {
+    for part in
+        ["INSERT INTO ", &prepared.name, " (", &prepared.columns.join(", "), ") OVERRIDING SYSTEM VALUE VALUES "]
+    {
         sql.push_str(part);
     }
     list(sql, rows);
