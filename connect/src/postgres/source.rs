@@ -312,6 +312,12 @@ impl Source for PostgresSource {
         self.finish(batch)
     }
 
+    async fn read_ahead(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.read_ahead().await;
+        }
+    }
+
     async fn commit(&mut self) -> Result<()> {
         self.durable = self.told;
         if let Some(stream) = &self.stream {

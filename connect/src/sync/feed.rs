@@ -270,10 +270,18 @@ impl Feed {
         Ok(wrote)
     }
 
-    /// Makes the open transaction durable.
+    /// Makes the open transaction durable. Meanwhile the source may go on sending.
     async fn commit(&mut self) -> Result<()> {
         (self.staged, self.bytes) = (false, 0);
-        self.writer.commit().await
+        let ahead = async {
+            self.source.read_ahead().await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            committed = self.writer.commit() => committed,
+            never = ahead => never,
+        }
     }
 
     /// Deletes from the topic what the copy did not show.
