@@ -9,9 +9,13 @@
 mod event;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value as Json, json};
-use tidemill_core::{record::FetchedRecord, topic};
+use tidemill_core::{
+    record::{FetchedRecord, Record, Timestamp},
+    topic,
+};
 
 use crate::{
     Error, Result,
@@ -79,6 +83,12 @@ impl TopicSchema {
     /// `Corrupt` where it is no schema.
     pub fn decode(value: &[u8]) -> Result<Self> {
         serde_json::from_slice(value).map_err(|e| Error::corrupt("schema record is malformed").with_source(e))
+    }
+
+    /// Writes a change as records: one, or for a delete two (the event, then the tombstone). Who has many takes an
+    /// encoder.
+    pub fn encode(&self, change: &Change, now: Timestamp, out: &mut Vec<Record>) {
+        self.encoder().encode(change, now, &mut BytesMut::new(), out);
     }
 
     /// What writes the topic's records.
@@ -182,9 +192,6 @@ fn decode_tagged(object: &Map<String, Json>) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::BytesMut;
-    use tidemill_core::record::Timestamp;
-
     use super::*;
     use crate::change::{Column, Op};
 
@@ -258,7 +265,7 @@ mod tests {
         let key = schema.table.key_of(&row);
         let change = Change { table: 0, op: Op::Delete, key, before: Some(row), after: None, sequence: 42 };
         let mut records = Vec::new();
-        schema.encoder().encode(&change, Timestamp(5), &mut BytesMut::new(), &mut records);
+        schema.encode(&change, Timestamp(5), &mut records);
         assert_eq!(records.len(), 2);
         assert_eq!(records[0].key.as_deref(), Some(schema.encode_key(&change.key).as_bytes()));
         assert_eq!(records[1].value, None);
