@@ -86,6 +86,11 @@ impl TableSchema {
 
     /// The key of a whole row, in key order.
     pub fn key_of(&self, row: &[Value]) -> Row {
+        // Most keys are one column: this is done for every row.
+        let mut keys = self.columns.iter().enumerate().filter(|(_, column)| column.key.is_some());
+        if let (Some((only, _)), None) = (keys.next(), keys.next()) {
+            return vec![row[only].clone()];
+        }
         self.key_columns().into_iter().map(|i| row[i].clone()).collect()
     }
 }

@@ -272,6 +272,12 @@ pub trait Source: Send {
     /// `Unavailable` may be tried again, on the same source; anything else needs a person.
     async fn poll(&mut self) -> Result<Polled>;
 
+    /// Takes what the server sends while nobody polls, within a bound; the next polls give it. May return at any time.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    async fn read_ahead(&mut self) {}
+
     /// Everything polled so far is durable, with its position.
     ///
     /// # Errors

@@ -6,35 +6,29 @@
 //! `{"$real": "Infinity"}`, `{"$text": "abc"}`, `{"$integer": 5}`, `{"$boolean": true}`, `{"$bytes": "<base64>"}` (invalid
 //! text), `{"$unchanged": true}` (a value that the source did not tell, or a large one of the row before the change).
 
-use std::{collections::HashMap, fmt};
+mod event;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use bytes::Bytes;
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{DeserializeSeed, MapAccess, Visitor},
-};
+use bytes::BytesMut;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value as Json, json};
 use tidemill_core::{
-    record::{FetchedRecord, Header, Record, Timestamp},
+    record::{FetchedRecord, Record, Timestamp},
     topic,
 };
 
 use crate::{
     Error, Result,
-    change::{Change, Column, Op, Row, TableSchema, Value},
+    change::{Change, TableSchema, Value},
     types::Dialect,
 };
+
+pub(crate) use event::Encoder;
 
 pub use crate::types::Kind;
 
 /// Header that names the schema (by its id in `_tidemill.schemas`) a value was written with.
 pub const SCHEMA_HEADER: &str = "tm-schema";
-
-/// From this size on an event's row before the change leaves out large values.
-const LARGE_EVENT: usize = 1 << 20;
-/// Larger than this is large for a value.
-const LARGE_VALUE: usize = 64 << 10;
 
 /// What `_tidemill.schemas` holds under a schema's id: the table a topic's values describe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,57 +85,20 @@ impl TopicSchema {
         serde_json::from_slice(value).map_err(|e| Error::corrupt("schema record is malformed").with_source(e))
     }
 
-    /// Writes a change as records: one, or for a delete two (the event, then the tombstone).
+    /// Writes a change as records: one, or for a delete two (the event, then the tombstone). Who has many takes an
+    /// encoder.
     pub fn encode(&self, change: &Change, now: Timestamp, out: &mut Vec<Record>) {
-        let key = Bytes::from(self.encode_key(&change.key));
-        let mut event = EventJson {
-            before: self.row_json(change.before.as_deref()),
-            after: self.row_json(change.after.as_deref()),
-            op: op_letter(change.op),
-            source: SourceJson {
-                connector: self.connector,
-                sync: &self.sync,
-                table: self.table.full_name(),
-                seq: change.sequence,
-            },
-            ts_ms: now.0,
-        };
-        let headers = vec![Header::text(SCHEMA_HEADER, self.id.to_string())];
-        let mut value = Bytes::from(written(&event));
-        let short: Row;
-        if value.len() > LARGE_EVENT
-            && let Some(before) = &change.before
-        {
-            short = self.without_large_values(before);
-            event.before = self.row_json(Some(&short));
-            value = Bytes::from(written(&event));
-        }
-        out.push(Record { key: Some(key.clone()), value: Some(value), headers: headers.clone(), timestamp: Some(now) });
-        if change.op == Op::Delete {
-            out.push(Record { key: Some(key), value: None, headers, timestamp: Some(now) });
-        }
+        self.encoder().encode(change, now, &mut BytesMut::new(), out);
     }
 
-    /// A row with its large values untold, but for the key.
-    fn without_large_values(&self, row: &[Value]) -> Row {
-        let cells = row.iter().zip(&self.table.columns);
-        let cell = |(value, column): (&Value, &Column)| match value {
-            Value::Text(text) if column.key.is_none() && text.len() > LARGE_VALUE => Value::Unchanged,
-            Value::Blob(bytes) | Value::InvalidText(bytes) if column.key.is_none() && bytes.len() > LARGE_VALUE => {
-                Value::Unchanged
-            }
-            value => value.clone(),
-        };
-        cells.map(cell).collect()
-    }
-
-    fn row_json<'a>(&'a self, row: Option<&'a [Value]>) -> Option<RowJson<'a>> {
-        row.map(|row| RowJson { columns: &self.table.columns, kinds: &self.kinds, row })
+    /// What writes the topic's records.
+    pub(crate) fn encoder(&self) -> Encoder {
+        Encoder::new(self)
     }
 
     /// The canonical bytes of a key.
     pub fn encode_key(&self, key: &[Value]) -> String {
-        written(&KeyJson { schema: self, key })
+        event::encode_key(self, key)
     }
 
     /// Reads a change back from a record; `None` for a tombstone.
@@ -150,201 +107,8 @@ impl TopicSchema {
     /// `Corrupt` names the place and the fault.
     pub fn decode_record(&self, record: &FetchedRecord) -> Result<Option<Change>> {
         let Some(value) = &record.value else { return Ok(None) };
-        self.decode_event(value).map(Some).map_err(|e| e.context(format!("{}@{}", self.topic, record.offset)))
+        event::decode(self, value).map(Some).map_err(|e| e.context(format!("{}@{}", self.topic, record.offset)))
     }
-
-    fn decode_event(&self, value: &[u8]) -> Result<Change> {
-        let event: Event =
-            serde_json::from_slice(value).map_err(|e| Error::corrupt("not a change event").with_source(e))?;
-        let op = match event.op.as_str() {
-            "r" => Op::Read,
-            "c" => Op::Create,
-            "u" => Op::Update,
-            "d" => Op::Delete,
-            other => return Err(Error::corrupt(format!("op {other:?} is none of r, c, u, d"))),
-        };
-        let before = event.before.map(|object| self.row(object)).transpose()?;
-        let after = event.after.map(|object| self.row(object)).transpose()?;
-        let image = if op == Op::Delete { &before } else { &after };
-        let Some(image) = image else { return Err(Error::corrupt(format!("op {:?} without its image", event.op))) };
-        Ok(Change { table: 0, op, key: self.table.key_of(image), sequence: event.source.seq, before, after })
-    }
-
-    fn row(&self, cells: Cells) -> Result<Row> {
-        let columns = &self.table.columns;
-        let in_order =
-            cells.0.len() == columns.len() && columns.iter().zip(&cells.0).all(|(c, (name, _))| c.name == *name);
-        if in_order {
-            return Ok(cells.0.into_iter().map(|(_, value)| value).collect());
-        }
-        let mut by_name: HashMap<String, Value> = cells.0.into_iter().collect();
-        let value =
-            |name: &String| by_name.remove(name).ok_or_else(|| Error::corrupt(format!("column {name:?} is missing")));
-        columns.iter().map(|column| &column.name).map(value).collect()
-    }
-}
-
-/// JSON as text; writing to memory does not fail, and nothing here has keys that are no text.
-fn written(json: &impl Serialize) -> String {
-    serde_json::to_string(json).unwrap_or_else(|e| unreachable!("{e}"))
-}
-
-// Events are written straight from rows: a tree of JSON values in between cost more than all else of a sync.
-
-#[derive(Serialize)]
-struct EventJson<'a> {
-    before: Option<RowJson<'a>>,
-    after: Option<RowJson<'a>>,
-    op: &'static str,
-    source: SourceJson<'a>,
-    ts_ms: i64,
-}
-
-#[derive(Serialize)]
-struct SourceJson<'a> {
-    connector: Dialect,
-    sync: &'a str,
-    table: String,
-    seq: i64,
-}
-
-struct RowJson<'a> {
-    columns: &'a [Column],
-    kinds: &'a [Kind],
-    row: &'a [Value],
-}
-
-impl Serialize for RowJson<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let cells = self.columns.iter().zip(self.kinds).zip(self.row);
-        serializer.collect_map(cells.map(|((column, kind), value)| (&column.name, ValueJson(*kind, value))))
-    }
-}
-
-struct KeyJson<'a> {
-    schema: &'a TopicSchema,
-    key: &'a [Value],
-}
-
-impl Serialize for KeyJson<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let columns = self.schema.table.key_columns().into_iter().zip(self.key);
-        serializer.collect_map(columns.map(|(column, value)| {
-            (&self.schema.table.columns[column].name, ValueJson(self.schema.kinds[column], value))
-        }))
-    }
-}
-
-struct ValueJson<'a>(Kind, &'a Value);
-
-impl Serialize for ValueJson<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let Self(kind, value) = self;
-        match value {
-            Value::Null => serializer.serialize_unit(),
-            Value::Integer(i) if kind.fits(value) => serializer.serialize_i64(*i),
-            Value::Real(r) if r.is_finite() && kind.fits(value) => serializer.serialize_f64(*r),
-            Value::Text(text) if kind.fits(value) => serializer.serialize_str(text),
-            other => encode_value(*kind, other).serialize(serializer),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct Event {
-    before: Option<Cells>,
-    after: Option<Cells>,
-    op: String,
-    source: EventSource,
-}
-
-/// The columns of an image, in the order in which they stand there.
-struct Cells(Vec<(String, Value)>);
-
-impl<'de> Deserialize<'de> for Cells {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Image;
-
-        impl<'de> Visitor<'de> for Image {
-            type Value = Cells;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a row")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Cells, A::Error> {
-                let mut cells = Vec::with_capacity(map.size_hint().unwrap_or(8));
-                while let Some(name) = map.next_key::<String>()? {
-                    let value = map
-                        .next_value_seed(ValueSeed)
-                        .map_err(|e| <A::Error as serde::de::Error>::custom(format!("column {name:?}: {e}")))?;
-                    cells.push((name, value));
-                }
-                Ok(Cells(cells))
-            }
-        }
-
-        deserializer.deserialize_map(Image)
-    }
-}
-
-struct ValueSeed;
-
-impl<'de> DeserializeSeed<'de> for ValueSeed {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for ValueSeed {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value that a source writes")
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> std::result::Result<Value, E> {
-        Ok(Value::Boolean(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> std::result::Result<Value, E> {
-        Ok(Value::Integer(value))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> std::result::Result<Value, E> {
-        Ok(i64::try_from(value).map_or(Value::Unsigned(value), Value::Integer))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> std::result::Result<Value, E> {
-        Ok(Value::Real(value))
-    }
-
-    fn visit_str<E>(self, text: &str) -> std::result::Result<Value, E> {
-        Ok(Value::Text(text.to_owned()))
-    }
-
-    fn visit_string<E>(self, text: String) -> std::result::Result<Value, E> {
-        Ok(Value::Text(text))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Value, A::Error> {
-        let mut object = Map::new();
-        while let Some((tag, content)) = map.next_entry::<String, Json>()? {
-            object.insert(tag, content);
-        }
-        decode_tagged(&object).ok_or_else(|| serde::de::Error::custom("a tag that no source writes"))
-    }
-}
-
-#[derive(Deserialize)]
-struct EventSource {
-    seq: i64,
 }
 
 /// The topic of a table of a sync: `<sync>.<schema>.<table>`, without the schema where the database has none.
@@ -352,15 +116,6 @@ pub fn topic_of(sync: &str, table: &TableSchema) -> String {
     match &table.schema {
         Some(schema) => format!("{sync}.{}.{}", topic::escape(schema), topic::escape(&table.name)),
         None => format!("{sync}.{}", topic::escape(&table.name)),
-    }
-}
-
-fn op_letter(op: Op) -> &'static str {
-    match op {
-        Op::Read => "r",
-        Op::Create => "c",
-        Op::Update => "u",
-        Op::Delete => "d",
     }
 }
 
@@ -438,7 +193,7 @@ fn decode_tagged(object: &Map<String, Json>) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::Column;
+    use crate::change::{Column, Op};
 
     fn schema() -> TopicSchema {
         let column = |name: &str, declared: &str, key| Column {
@@ -512,8 +267,34 @@ mod tests {
         let mut records = Vec::new();
         schema.encode(&change, Timestamp(5), &mut records);
         assert_eq!(records.len(), 2);
+        assert_eq!(records[0].key.as_deref(), Some(schema.encode_key(&change.key).as_bytes()));
         assert_eq!(records[1].value, None);
-        assert_eq!(schema.decode_event(records[0].value.as_ref().expect("event")).expect("own event"), change);
+        // Golden bytes.
+        let event = r#"{"before":{"b":1,"a":"k","v":0.99,"x":{"$blob":"AQ=="}},"after":null,"op":"d","source":{"connector":"sqlite","sync":"s","table":"t","seq":42},"ts_ms":5}"#;
+        assert_eq!(records[0].value.as_deref(), Some(event.as_bytes()));
+        assert_eq!(event::decode(&schema, records[0].value.as_ref().expect("event")).expect("own event"), change);
+    }
+
+    #[test]
+    fn columns_are_read_by_name_in_whatever_order_they_come() {
+        let read = |after: &str| {
+            event::decode(
+                &schema(),
+                format!(r#"{{"op":"c","new":[1],"source":{{"x":1,"seq":1}},"after":{after}}}"#).as_bytes(),
+            )
+        };
+        let row = Some(vec![Value::Integer(1), Value::Text("k".into()), Value::Null, Value::Unsigned(u64::MAX)]);
+        let last = u64::MAX;
+        for after in [
+            format!(r#"{{"b":1,"a":"k","v":null,"x":{last}}}"#),
+            format!(r#"{{"b":1,"x":{last},"a":"k","v":null}}"#),
+            format!(r#"{{"x":{last},"b":1,"other":[],"a":"k","v":null}}"#).replace("[]", "{\"$blob\":\"\"}"),
+            format!(r#"{{"\u0062":1,"a":"k","v":null,"x":{last},"other":1}}"#),
+        ] {
+            assert_eq!(read(&after).expect("event").after, row, "{after}");
+        }
+        assert!(read(r#"{"b":1,"a":"k","v":null}"#).is_err());
+        assert!(read(r#"{"b":1,"a":"k","x":null,"w":1}"#).is_err());
     }
 
     #[test]
@@ -526,7 +307,7 @@ mod tests {
             r#"{"op":"c","source":{"seq":1}}"#,
             r#"{"op":"c","source":{"seq":1},"after":{"a":[]}}"#,
         ] {
-            assert!(schema().decode_event(text.as_bytes()).is_err(), "{text}");
+            assert!(event::decode(&schema(), text.as_bytes()).is_err(), "{text}");
         }
     }
 }

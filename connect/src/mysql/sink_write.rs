@@ -8,7 +8,7 @@ use crate::{
     change::{Row, Value},
     converter::TopicSchema,
     diff::key_text,
-    target::fold::{Step, fold},
+    target::fold::{Folding, Step, fold},
     types::Kind,
 };
 
@@ -32,7 +32,7 @@ pub(super) async fn apply(
     if steps.len() == 1 {
         return one_by_one(session, schema, prepared, &steps).await;
     }
-    let folded = fold(&prepared.translation, steps.clone());
+    let folded = fold(&prepared.translation, &steps);
     let filling = session.filling.get(&schema.topic).copied().unwrap_or(false) && folded.only_new;
     session.filling.insert(schema.topic.clone(), filling);
     if folded.in_order || (prepared.other_unique && !filling) {
@@ -48,8 +48,8 @@ pub(super) async fn apply(
         Err(failed) => return Err(named(schema, failed.into())),
         Ok(()) => {}
     }
-    for row in &folded.partials {
-        step(session, schema, prepared, &Step::Partial(row.clone())).await?;
+    for row in folded.partials {
+        step(session, schema, prepared, &Step::Partial(row.into_owned())).await?;
     }
     Ok(())
 }
@@ -71,8 +71,8 @@ impl From<Failed> for Error {
 async fn rows(
     session: &mut Session,
     prepared: &Prepared,
-    deletes: &[Row],
-    upserts: &[Row],
+    deletes: &[Folding<'_>],
+    upserts: &[Folding<'_>],
     on_duplicate: &str,
 ) -> Result<(), Failed> {
     for keys in deletes.chunks(DELETE_ROWS) {
@@ -139,7 +139,7 @@ async fn step(session: &mut Session, schema: &TopicSchema, prepared: &Prepared, 
     let table = prepared.translation.table();
     let (key, done) = match step {
         Step::Delete(key) => {
-            (key.clone(), send(session, prepared, delete_sql(prepared, std::slice::from_ref(key))).await)
+            (key.clone(), send(session, prepared, delete_sql(prepared, &[key.as_slice().into()])).await)
         }
         Step::Partial(row) => {
             let key = table.key_of(row);
@@ -205,12 +205,12 @@ fn condition(sql: &mut Vec<u8>, prepared: &Prepared, key: &[Value]) {
     sql.push(b')');
 }
 
-fn delete_sql(prepared: &Prepared, keys: &[Row]) -> Vec<u8> {
+fn delete_sql(prepared: &Prepared, keys: &[Folding<'_>]) -> Vec<u8> {
     let mut sql = format!("DELETE FROM {} WHERE ", prepared.name).into_bytes();
     if let [column] = prepared.key[..] {
         sql.extend_from_slice(prepared.columns[column].as_bytes());
         sql.extend_from_slice(b" IN (");
-        for (place, value) in keys.iter().flatten().enumerate() {
+        for (place, value) in keys.iter().flat_map(|key| key.iter()).enumerate() {
             if place > 0 {
                 sql.push(b',');
             }

@@ -286,10 +286,15 @@ impl Copier {
             }
         }
         let schema = schema(chunk.table);
+        let is_newer = |row: &Row| {
+            let key = schema.key_of(row);
+            newer.contains(&key.iter().map(StoredValue::from).collect::<Vec<_>>()).then_some(key)
+        };
         for row in chunk.rows {
-            let key = schema.key_of(&row);
-            let stored: Vec<_> = key.iter().map(StoredValue::from).collect();
-            let piece = if newer.contains(&stored) { Piece::Passed(key) } else { Piece::Row(row) };
+            let piece = match if newer.is_empty() { None } else { is_newer(&row) } {
+                Some(key) => Piece::Passed(key),
+                None => Piece::Row(row),
+            };
             self.ready.push_back((chunk.table, piece));
         }
         if chunk.last {

@@ -1,8 +1,8 @@
 //! Applies changes to tables of PostgreSQL. Rows and positions are one transaction of the target, so each change counts
 //! once.
 //!
-//! A batch is folded to the last change of each key, copied into a temporary table and merged from there; the first rows
-//! of a table that is known to be empty are copied into it as they are. Where a unique index of the target refuses the
+//! A batch is folded to the last change of each key. Up to 1,000 rows are one statement; more are copied into a temporary
+//! table and merged from there; the first rows of a table that is known to be empty are copied into it as they are. Where a unique index of the target refuses the
 //! merge (two rows that swap a value), the changes of that topic are applied one by one, in the log's order.
 //!
 //! # Durability
@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use super::{
-    endpoint::{PostgresServer, connect, execute, literal, postgres_error, query, query_one},
+    endpoint::{PostgresServer, TextRow, connect, execute, literal, postgres_error, query, query_one},
     sink_table::{self as table, Prepared},
     sink_write as write,
 };
@@ -59,6 +59,8 @@ pub(super) struct Session {
     pub(super) filling: HashMap<String, bool>,
     /// Schemas whose temporary tables hold rows of this transaction.
     pub(super) staged: HashSet<u64>,
+    /// The table of positions was there.
+    has_positions: bool,
 }
 
 impl Session {
@@ -70,7 +72,13 @@ impl Session {
         if durable.as_deref() == Some("off") {
             execute(&mut conn, doing, "SET synchronous_commit = on").await?;
         }
-        Ok(Self { conn, prepared: HashMap::new(), filling: HashMap::new(), staged: HashSet::new() })
+        Ok(Self {
+            conn,
+            prepared: HashMap::new(),
+            filling: HashMap::new(),
+            staged: HashSet::new(),
+            has_positions: false,
+        })
     }
 }
 
@@ -105,17 +113,7 @@ impl PostgresSink {
     ) -> Result<()> {
         let target = self.target();
         session.staged.clear();
-        // Before there are rows to lock, two workers that start at once would both find none.
-        let key = literal(&format!("tidemill/{}", self.ledger.sync()));
-        let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtext({key}))");
-        execute(&mut session.conn, "begin", begin.as_str()).await?;
-        let rows = match stored(&mut session.conn, self.ledger.sync(), true).await? {
-            Some(rows) => rows,
-            None => {
-                make_positions(&mut session.conn).await?;
-                Vec::new()
-            }
-        };
+        let rows = self.begin(session).await?;
         let generation = match self.ledger.begin(&target, &rows, next_offsets)? {
             Turn::Done => {
                 execute(&mut session.conn, "roll back", "ROLLBACK").await?;
@@ -126,19 +124,53 @@ impl PostgresSink {
         };
         self.ledger.settled(&rows);
         let mut rows: HashMap<String, Stored> = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
-        for TopicChanges { schema, changes } in changes {
+        let count = changes.len();
+        let mut ended = false;
+        for (number, TopicChanges { schema, changes }) in changes.into_iter().enumerate() {
             let prepared = self.prepare(session, &mut rows, &schema).await?;
             if changes.is_empty() {
                 continue;
             }
             let steps = fold::steps(&schema, &prepared.translation, changes)?;
-            write::apply(session, &schema, &prepared, steps).await?;
+            let end = (number + 1 == count).then(|| self.end_sql(&rows, next_offsets, generation));
+            if end.is_some() {
+                self.ledger.committing(next_offsets);
+            }
+            ended = write::apply(session, &schema, &prepared, steps, end.as_deref()).await?;
         }
-        self.write_positions(session, &rows, next_offsets, generation).await?;
-        self.ledger.committing(next_offsets);
-        execute(&mut session.conn, "commit", "COMMIT").await?;
+        if !ended {
+            let end = self.end_sql(&rows, next_offsets, generation);
+            self.ledger.committing(next_offsets);
+            execute(&mut session.conn, "commit", end).await?;
+        }
         self.ledger.committed(next_offsets);
         Ok(())
+    }
+
+    /// Begins a transaction with the sync's rows of the table of positions, locked.
+    async fn begin(&self, session: &mut Session) -> Result<Vec<Stored>> {
+        let (conn, sync) = (&mut session.conn, self.ledger.sync());
+        // Before there are rows to lock, two workers that start at once would both find none.
+        let key = literal(&format!("tidemill/{sync}"));
+        let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtext({key}))");
+        if session.has_positions {
+            // The lock's answer has one column.
+            let sql = format!("{begin}; {}", stored_sql(sync, true));
+            match query(conn, "begin", sql).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => execute(conn, "roll back", "ROLLBACK").await?,
+                found => return read_stored(found?.into_iter().filter(|row| row.len() > 1).collect()),
+            }
+        }
+        execute(conn, "begin", begin).await?;
+        let rows = match stored(conn, sync, true).await? {
+            Some(rows) => rows,
+            None => {
+                make_positions(conn).await?;
+                Vec::new()
+            }
+        };
+        session.has_positions = true;
+        Ok(rows)
     }
 
     /// Makes the topic's table be there with this schema.
@@ -191,13 +223,8 @@ impl PostgresSink {
         Ok(prepared)
     }
 
-    async fn write_positions(
-        &self,
-        session: &mut Session,
-        rows: &HashMap<String, Stored>,
-        next_offsets: &[(String, i64)],
-        generation: i64,
-    ) -> Result<()> {
+    /// Writes the positions and commits.
+    fn end_sql(&self, rows: &HashMap<String, Stored>, next_offsets: &[(String, i64)], generation: i64) -> String {
         let mut next: BTreeMap<&str, i64> = rows.values().map(|row| (row.topic.as_str(), row.next_offset)).collect();
         next.extend(next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)));
         let (sync, log_id) = (literal(self.ledger.sync()), literal(self.ledger.log_id()));
@@ -210,14 +237,13 @@ impl PostgresSink {
         });
         let values = values.collect::<Vec<_>>().join(",");
         if values.is_empty() {
-            return Ok(());
+            return "COMMIT".into();
         }
-        let sql = format!(
+        format!(
             "INSERT INTO public.{POSITIONS} (sync, log_id, topic, next_offset, schema, columns, generation) \
              VALUES {values} ON CONFLICT (sync, topic) DO UPDATE SET next_offset = EXCLUDED.next_offset, \
-             schema = EXCLUDED.schema, columns = EXCLUDED.columns, generation = EXCLUDED.generation"
-        );
-        execute(&mut session.conn, "write the target's positions", sql).await
+             schema = EXCLUDED.schema, columns = EXCLUDED.columns, generation = EXCLUDED.generation; COMMIT"
+        )
     }
 }
 
@@ -284,13 +310,19 @@ pub(super) async fn stored(conn: &mut PgConnection, sync: &str, lock: bool) -> R
     if query_one(conn, doing, exists).await?.is_none() {
         return Ok(None);
     }
+    read_stored(query(conn, doing, stored_sql(sync, lock)).await?).map(Some)
+}
+
+fn stored_sql(sync: &str, lock: bool) -> String {
     let lock = if lock { "FOR UPDATE" } else { "" };
-    let sql = format!(
+    format!(
         "SELECT topic, log_id, next_offset::text, schema::text, columns::text, generation::text \
          FROM public.{POSITIONS} WHERE sync = {} ORDER BY topic {lock}",
         literal(sync)
-    );
-    let rows = query(conn, doing, sql).await?;
+    )
+}
+
+fn read_stored(rows: Vec<TextRow>) -> Result<Vec<Stored>> {
     let row = |row: Vec<Option<String>>| -> Option<Stored> {
         let mut cells = row.into_iter();
         let mut next = || cells.next().flatten();
@@ -300,7 +332,7 @@ pub(super) async fn stored(conn: &mut PgConnection, sync: &str, lock: bool) -> R
         Some(Stored { topic, log_id, next_offset, copy, schema, generation: number()?.ok()? })
     };
     let malformed = || Error::corrupt(format!("table {POSITIONS} of the target is malformed"));
-    rows.into_iter().map(row).collect::<Option<Vec<_>>>().map(Some).ok_or_else(malformed)
+    rows.into_iter().map(row).collect::<Option<Vec<_>>>().ok_or_else(malformed)
 }
 
 async fn make_positions(conn: &mut PgConnection) -> Result<()> {

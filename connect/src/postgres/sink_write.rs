@@ -3,28 +3,46 @@
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::{
-    endpoint::execute,
+    endpoint::{execute, postgres_error},
     sink::{Session, refused},
     sink_table::Prepared,
 };
 use crate::{
     Error, ErrorKind, Result,
-    change::{Row, Value},
+    change::Value,
     converter::TopicSchema,
     diff::key_text,
-    target::fold::{Step, fold},
+    target::fold::{Folded, Folding, Step, fold},
 };
 
-/// Up to so many rows are written as literals: a temporary table is not worth its round trips.
-const FEW: usize = 40;
+/// Up to so many rows are written as literals in one statement. A `COPY` costs the server a little less for each row, but
+/// more round trips; and the driver leaves Nagle's algorithm on, so that the end of a `COPY` waits until the server's system
+/// acknowledges the data before it, for 40 ms where nothing hurries it.
+const FEW_ROWS: usize = 1_000;
+/// And so many values.
+const FEW_VALUES: usize = 20_000;
+/// And so many bytes of them.
+const FEW_BYTES: usize = 512 << 10;
+/// Keys of several columns are compared one by one: up to so many are deleted by literals.
+const FEW_WIDE_KEYS: usize = 40;
 /// Bytes sent to a `COPY` at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 /// Bytes of updates in one query.
 const QUERY_BYTES: usize = 256 << 10;
-const SAVEPOINT: &str = "SAVEPOINT tidemill";
+const SAVEPOINT: &str = "SAVEPOINT tidemill;";
 const BACK: &str = "ROLLBACK TO SAVEPOINT tidemill";
 
-/// Applies steps in the open transaction.
+/// What is done to a table, and what the transaction is ended with.
+struct Work<'a> {
+    schema: &'a TopicSchema,
+    prepared: &'a Prepared,
+    doing: String,
+    /// Statements that end the transaction.
+    end: Option<&'a str>,
+}
+
+/// Applies steps in the open transaction. Where the last statement takes it along, `end` is sent with it: statements that
+/// end the transaction. Tells whether that was so.
 ///
 /// # Errors
 /// `Conflict` names the topic, and the key where one row was refused.
@@ -33,64 +51,112 @@ pub(super) async fn apply(
     schema: &TopicSchema,
     prepared: &Prepared,
     steps: Vec<Step>,
-) -> Result<()> {
+    end: Option<&str>,
+) -> Result<bool> {
     let doing = format!("apply to target table {}", prepared.translation.table().full_name());
+    let work = Work { schema, prepared, doing, end };
     if steps.len() == 1 {
-        return one_by_one(&mut session.conn, schema, prepared, &doing, &steps).await;
+        return one_by_one(&mut session.conn, &work, &steps).await;
     }
-    let folded = fold(&prepared.translation, steps.clone());
+    let folded = fold(&prepared.translation, &steps);
     if folded.in_order {
-        return one_by_one(&mut session.conn, schema, prepared, &doing, &steps).await;
+        return one_by_one(&mut session.conn, &work, &steps).await;
     }
     let filling = session.filling.get(&schema.topic).copied().unwrap_or(false) && folded.only_new;
     session.filling.insert(schema.topic.clone(), filling);
-    let conn = &mut session.conn;
-    execute(conn, &doing, SAVEPOINT).await?;
+    let mut begin = SAVEPOINT.to_owned();
     if filling {
+        let conn = &mut session.conn;
+        execute(conn, &work.doing, std::mem::take(&mut begin)).await?;
         let into = format!("COPY {} ({}) FROM STDIN", prepared.name, prepared.columns.join(", "));
         match copy(conn, &into, &folded.upserts).await {
             Err(error) if is_duplicate(&error) => {
                 session.filling.insert(schema.topic.clone(), false);
-                execute(conn, &doing, BACK).await?;
+                execute(conn, &work.doing, BACK).await?;
             }
-            other => return other.map_err(|e| named(schema, refused(&doing, e))),
+            other => return other.map(|()| false).map_err(|e| named(schema, refused(&work.doing, e))),
         }
     }
-    let merged = match folded.upserts.len() + folded.deletes.len() <= FEW {
-        true => few(conn, prepared, &folded.deletes, &folded.upserts).await,
-        false => {
-            // The temporary tables are emptied at the commit, and a topic may come more than once before it.
-            if !session.staged.insert(schema.id) {
-                execute(conn, &doing, prepared.clear.as_str()).await?;
+    match write(session, &work, begin, &folded).await {
+        Ok(ended) => Ok(ended),
+        Err(error) => {
+            // Where that fails, there is no transaction any more: it was its end that failed, or the connection.
+            if execute(&mut session.conn, &work.doing, BACK).await.is_err() {
+                return Err(postgres_error("commit", error));
             }
-            merge(conn, prepared, &folded.deletes, &folded.upserts).await
+            if is_duplicate(&error) {
+                // Another unique index than the key's: in the source's own order no two rows had the same value.
+                return one_by_one(&mut session.conn, &work, &steps).await;
+            }
+            Err(named(schema, refused(&work.doing, error)))
         }
+    }
+}
+
+/// Writes what is left of each key, `begin` before it; whether the transaction was ended with it.
+async fn write(session: &mut Session, work: &Work<'_>, begin: String, folded: &Folded<'_>) -> sqlx::Result<bool> {
+    let (prepared, Folded { deletes, upserts, partials, .. }) = (work.prepared, folded);
+    let (mut sql, mut last) = (begin, String::new());
+    let listed = if prepared.key.len() == 1 { FEW_ROWS } else { FEW_WIDE_KEYS };
+    let few_deletes = deletes.len() <= listed && are_few(deletes);
+    let few_upserts = are_few(upserts);
+    let copied = !few_deletes || !few_upserts;
+    if copied && !session.staged.insert(work.schema.id) {
+        // The temporary tables are emptied at the commit, and a topic may come more than once before it.
+        sql.push_str(&prepared.clear);
+        sql.push(';');
+    }
+    if few_deletes && !deletes.is_empty() {
+        sql.push_str(&delete_sql(prepared, deletes));
+        sql.push(';');
+    }
+    let conn = &mut session.conn;
+    if copied {
+        if !sql.is_empty() {
+            run(conn, &std::mem::take(&mut sql)).await?;
+        }
+        if !few_deletes {
+            copy(conn, &prepared.copy_keys, deletes).await?;
+            last.push_str(&prepared.delete);
+            last.push(';');
+        }
+        if !few_upserts {
+            copy(conn, &prepared.copy_rows, upserts).await?;
+            last.push_str(&prepared.merge);
+            last.push(';');
+        }
+    }
+    sql.push_str(&last);
+    if few_upserts && !upserts.is_empty() {
+        upsert_sql(&mut sql, prepared, upserts);
+        sql.push(';');
+    }
+    if partials.is_empty() {
+        sql.push_str(work.end.unwrap_or_default());
+        run(conn, &sql).await?;
+        return Ok(work.end.is_some());
+    }
+    if !sql.is_empty() {
+        run(conn, &sql).await?;
+    }
+    let missed = partly(conn, prepared, partials).await?;
+    if missed > 0 {
+        tracing::warn!(topic = work.schema.topic, rows = missed, "updates of rows that the target does not have");
+    }
+    Ok(false)
+}
+
+/// Whether rows are written as literals.
+fn are_few(rows: &[Folding<'_>]) -> bool {
+    let size = |value: &Value| match value {
+        Value::Text(text) => text.len(),
+        Value::Blob(bytes) | Value::InvalidText(bytes) => 2 * bytes.len(),
+        _ => 0,
     };
-    match merged {
-        Err(error) if is_duplicate(&error) => {
-            // Another unique index than the key's: in the source's own order no two rows had the same value.
-            execute(conn, &doing, BACK).await?;
-            one_by_one(conn, schema, prepared, &doing, &steps).await
-        }
-        Err(error) => Err(named(schema, refused(&doing, error))),
-        Ok(()) => match partials(conn, prepared, &doing, &folded.partials).await {
-            Err(Failed::Duplicate) => {
-                execute(conn, &doing, BACK).await?;
-                one_by_one(conn, schema, prepared, &doing, &steps).await
-            }
-            Err(Failed::Other(error)) => Err(named(schema, error)),
-            Ok(missed) => {
-                if missed > 0 {
-                    tracing::warn!(
-                        topic = schema.topic,
-                        rows = missed,
-                        "updates of rows that the target does not have"
-                    );
-                }
-                Ok(())
-            }
-        },
-    }
+    let values = rows.first().map_or(0, |row| row.len()) * rows.len();
+    rows.len() <= FEW_ROWS
+        && values <= FEW_VALUES
+        && rows.iter().flat_map(|row| row.iter()).map(size).sum::<usize>() <= FEW_BYTES
 }
 
 fn named(schema: &TopicSchema, error: Error) -> Error {
@@ -104,71 +170,39 @@ fn is_duplicate(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|said| said.code().as_deref() == Some("23505"))
 }
 
-async fn merge(conn: &mut PgConnection, prepared: &Prepared, deletes: &[Row], upserts: &[Row]) -> sqlx::Result<()> {
-    if !deletes.is_empty() {
-        copy(conn, &prepared.copy_keys, deletes).await?;
-        run(conn, &prepared.delete).await?;
-    }
-    if !upserts.is_empty() {
-        copy(conn, &prepared.copy_rows, upserts).await?;
-        run(conn, &prepared.merge).await?;
-    }
-    Ok(())
-}
-
-async fn few(conn: &mut PgConnection, prepared: &Prepared, deletes: &[Row], upserts: &[Row]) -> sqlx::Result<()> {
-    if !deletes.is_empty() {
-        run(conn, &delete_sql(prepared, deletes)).await?;
-    }
-    if !upserts.is_empty() {
-        run(conn, &upsert_sql(prepared, upserts)).await?;
-    }
-    Ok(())
-}
-
 async fn run(conn: &mut PgConnection, sql: &str) -> sqlx::Result<u64> {
     conn.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await.map(|done| done.rows_affected())
 }
 
-enum Failed {
-    Duplicate,
-    Other(Error),
-}
-
 /// Updates rows of which some values are not told; tells how many are not there.
-async fn partials(conn: &mut PgConnection, prepared: &Prepared, doing: &str, rows: &[Row]) -> Result<usize, Failed> {
-    let failed = |error: sqlx::Error| match is_duplicate(&error) {
-        true => Failed::Duplicate,
-        false => Failed::Other(refused(doing, error)),
-    };
+async fn partly(conn: &mut PgConnection, prepared: &Prepared, rows: &[Folding<'_>]) -> sqlx::Result<usize> {
     let (mut sql, mut found) = (String::new(), 0);
     for row in rows {
         sql.push_str(&update_sql(prepared, &prepared.translation.table().key_of(row), row));
         sql.push(';');
         if sql.len() >= QUERY_BYTES {
-            found += run(conn, &sql).await.map_err(failed)?;
+            found += run(conn, &sql).await?;
             sql.clear();
         }
     }
     if !sql.is_empty() {
-        found += run(conn, &sql).await.map_err(failed)?;
+        found += run(conn, &sql).await?;
     }
     Ok(rows.len().saturating_sub(usize::try_from(found).unwrap_or(usize::MAX)))
 }
 
-/// Applies steps in the order of the log.
-async fn one_by_one(
-    conn: &mut PgConnection,
-    schema: &TopicSchema,
-    prepared: &Prepared,
-    doing: &str,
-    steps: &[Step],
-) -> Result<()> {
+/// Applies steps in the order of the log. Does not end the transaction.
+async fn one_by_one(conn: &mut PgConnection, work: &Work<'_>, steps: &[Step]) -> Result<bool> {
+    let Work { schema, prepared, doing, .. } = work;
     let table = prepared.translation.table();
     for step in steps {
         let (key, sql) = match step {
-            Step::Delete(key) => (key.clone(), delete_sql(prepared, std::slice::from_ref(key))),
-            Step::Upsert(row) => (table.key_of(row), upsert_sql(prepared, std::slice::from_ref(row))),
+            Step::Delete(key) => (key.clone(), delete_sql(prepared, &[key.as_slice().into()])),
+            Step::Upsert(row) => {
+                let mut sql = String::new();
+                upsert_sql(&mut sql, prepared, &[row.as_slice().into()]);
+                (table.key_of(row), sql)
+            }
             Step::Partial(row) => (table.key_of(row), update_sql(prepared, &table.key_of(row), row)),
             Step::Move(old, row) => (old.clone(), update_sql(prepared, old, row)),
         };
@@ -178,23 +212,25 @@ async fn one_by_one(
             tracing::warn!(topic = schema.topic, "an update of a row that the target does not have");
         }
     }
-    Ok(())
+    Ok(false)
 }
 
-fn delete_sql(prepared: &Prepared, keys: &[Row]) -> String {
+fn delete_sql(prepared: &Prepared, keys: &[Folding<'_>]) -> String {
     let mut sql = format!("DELETE FROM {} WHERE ({}) IN (", prepared.name, prepared.key.join(", "));
     list(&mut sql, keys);
     sql.push(')');
     sql
 }
 
-fn upsert_sql(prepared: &Prepared, rows: &[Row]) -> String {
-    let columns = prepared.columns.join(", ");
-    let mut sql = format!("INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE VALUES ", prepared.name);
-    list(&mut sql, rows);
+fn upsert_sql(sql: &mut String, prepared: &Prepared, rows: &[Folding<'_>]) {
+    for part in
+        ["INSERT INTO ", &prepared.name, " (", &prepared.columns.join(", "), ") OVERRIDING SYSTEM VALUE VALUES "]
+    {
+        sql.push_str(part);
+    }
+    list(sql, rows);
     sql.push(' ');
     sql.push_str(&prepared.on_conflict);
-    sql
 }
 
 fn update_sql(prepared: &Prepared, key: &[Value], row: &[Value]) -> String {
@@ -220,7 +256,7 @@ fn update_sql(prepared: &Prepared, key: &[Value], row: &[Value]) -> String {
     sql
 }
 
-fn list(sql: &mut String, rows: &[Row]) {
+fn list(sql: &mut String, rows: &[Folding<'_>]) {
     for (place, row) in rows.iter().enumerate() {
         sql.push_str(if place > 0 { ",(" } else { "(" });
         for (place, value) in row.iter().enumerate() {
@@ -281,7 +317,7 @@ fn plain(value: &Value, out: &mut String, copied: bool) {
 
 fn escape(text: &str, out: &mut String) {
     let mut rest = text;
-    while let Some(place) = rest.find(['\\', '\n', '\r', '\t']) {
+    while let Some(place) = rest.bytes().position(|byte| matches!(byte, b'\\' | b'\n' | b'\r' | b'\t')) {
         out.push_str(&rest[..place]);
         out.push('\\');
         out.push(match rest.as_bytes()[place] {
@@ -296,7 +332,7 @@ fn escape(text: &str, out: &mut String) {
 }
 
 /// Sends rows to a `COPY`.
-async fn copy(conn: &mut PgConnection, statement: &str, rows: &[Row]) -> sqlx::Result<()> {
+async fn copy(conn: &mut PgConnection, statement: &str, rows: &[Folding<'_>]) -> sqlx::Result<()> {
     let mut into = conn.copy_in_raw(statement).await?;
     let mut text = String::with_capacity(CHUNK_BYTES + (16 << 10));
     for row in rows {

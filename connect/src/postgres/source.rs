@@ -227,26 +227,29 @@ impl PostgresSource {
     }
 
     fn emit_copy(&mut self, batch: &mut Batch) {
-        let mut last: Option<(usize, Row)> = None;
+        // Where the copy is: at the last row that is given out, or at one behind it that is not.
+        let mut passed: Option<(usize, Row)> = None;
+        let mut ended = false;
         while !batch.is_full()
             && let Some((table, piece)) = self.copier.next()
         {
             match piece {
-                Piece::Passed(key) => last = Some((table, key)),
+                Piece::Passed(key) => (passed, ended) = (Some((table, key)), false),
                 Piece::Row(row) => {
                     let key = self.tables[table].schema.key_of(&row);
-                    last = Some((table, key.clone()));
+                    (passed, ended) = (None, false);
                     batch.push(Change { table, op: Op::Read, key, before: None, after: Some(row), sequence: 0 });
                 }
                 Piece::End => {
-                    last = None;
+                    ended = true;
                     self.tables[table].copy = CopyState::Done;
                     self.tables[table].changed = true;
                     batch.polled.finished_tables.push(table);
                 }
             }
         }
-        if let Some((table, key)) = last {
+        let given = || batch.polled.changes.last().map(|change| (change.table, change.key.clone()));
+        if let Some((table, key)) = passed.or_else(given).filter(|_| !ended) {
             self.tables[table].copy = CopyState::After(key.iter().map(StoredValue::from).collect());
             self.tables[table].changed = true;
         }
@@ -337,6 +340,12 @@ impl Source for PostgresSource {
         }
         let batch = self.unsent.take().unwrap_or_default();
         self.finish(batch)
+    }
+
+    async fn read_ahead(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.read_ahead().await;
+        }
     }
 
     async fn commit(&mut self) -> Result<()> {

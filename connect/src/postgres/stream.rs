@@ -2,7 +2,7 @@
 //!
 //! The driver answers the server's keepalives by itself, also while nobody takes its events, and reads no further then.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use futures::FutureExt;
 use pgwire_replication::{
@@ -25,13 +25,20 @@ use crate::{
 const MAX_MESSAGE: usize = 512 << 20;
 /// Events that the driver reads ahead. Together with the largest row this bounds memory.
 const READ_AHEAD: usize = 256;
+/// Bytes of events that are taken from the driver while nobody asks for them, unless one has more.
+const AHEAD_BYTES: usize = 4 << 20;
 /// How long opening may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An open stream. Dropped, it ends in good order.
 pub(super) struct Stream {
     client: ReplicationClient,
+    /// What was taken from the driver before it was asked for.
+    ahead: VecDeque<Received>,
+    ahead_bytes: usize,
 }
+
+type Received = std::result::Result<Option<ReplicationEvent>, PgWireError>;
 
 /// The system identifier and timeline of a server, and how far its log goes.
 pub(super) struct Identity {
@@ -98,7 +105,7 @@ impl Stream {
             check(&identity)?;
             client.start().await.map_err(fail)?;
             client.wait_started().await.map_err(fail)?;
-            Ok((Self { client }, identity))
+            Ok((Self { client, ahead: VecDeque::new(), ahead_bytes: 0 }, identity))
         };
         match tokio::time::timeout(OPEN_TIMEOUT, open).await {
             Ok(opened) => opened,
@@ -106,11 +113,28 @@ impl Stream {
         }
     }
 
+    /// Takes events from the driver until there are many, so that the server goes on sending while a transaction is made
+    /// durable.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(super) async fn read_ahead(&mut self) {
+        while self.ahead_bytes < AHEAD_BYTES && self.ahead.back().is_none_or(|last| matches!(last, Ok(Some(_)))) {
+            let received = self.client.recv().await;
+            self.ahead_bytes += bytes_of(&received);
+            self.ahead.push_back(received);
+        }
+    }
+
     /// The next event; nothing where none came in time. The stream is of no use after an error.
     pub(super) async fn next(&mut self, wait: Duration, slot: &str) -> Result<Option<ReplicationEvent>> {
         // The runtime would call the stream empty after 128 events, to let others run; a poll is short enough.
         let ready = |client: &mut ReplicationClient| tokio::task::unconstrained(client.recv()).now_or_never();
-        let mut received = ready(&mut self.client);
+        let mut received = self.ahead.pop_front();
+        match &received {
+            Some(ahead) => self.ahead_bytes -= bytes_of(ahead),
+            None => received = ready(&mut self.client),
+        }
         if received.is_none() {
             // The driver may have more to hand over.
             tokio::task::yield_now().await;
@@ -131,6 +155,15 @@ impl Stream {
     pub(super) fn confirm(&self, lsn: Lsn) {
         self.client.update_applied_lsn(WireLsn::from_u64(lsn.0));
     }
+}
+
+fn bytes_of(received: &Received) -> usize {
+    let held = match received {
+        Ok(Some(ReplicationEvent::XLogData { data, .. })) => data.len(),
+        Ok(Some(ReplicationEvent::Message { content, .. })) => content.len(),
+        _ => 0,
+    };
+    held + size_of::<Received>()
 }
 
 fn config(server: &Server, slot: &str, publication: &str) -> Result<ReplicationConfig> {

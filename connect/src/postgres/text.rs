@@ -65,7 +65,11 @@ fn trim_fraction(text: &str) -> &str {
 fn timestamp(text: &str, zone: &str) -> String {
     match text.split_once(' ') {
         Some((date, time)) if time.starts_with(|c: char| c.is_ascii_digit()) && !time.ends_with("BC") => {
-            format!("{date}T{}{zone}", trim_fraction(time))
+            let mut moment = String::with_capacity(text.len() + zone.len());
+            for part in [date, "T", trim_fraction(time), zone] {
+                moment.push_str(part);
+            }
+            moment
         }
         _ => text.to_owned(),
     }

@@ -1,6 +1,7 @@
 //! The source's half of a sync: polls, converts, writes changes and position in one transaction of the log.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -8,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
 use tidemill_core::{
     clock::Clock,
     log::{Session, Writer},
@@ -28,7 +30,7 @@ use crate::{
     Error, ErrorKind, Result,
     change::{Change, Op},
     connector::{Polled, Source},
-    converter::{SCHEMA_HEADER, TopicSchema},
+    converter::{Encoder, SCHEMA_HEADER, TopicSchema},
 };
 
 /// An idle source is given this often the chance to tidy up.
@@ -63,6 +65,10 @@ pub(super) struct Feed {
     pub(super) staged: bool,
     /// Bytes of its records.
     pub(super) bytes: usize,
+    /// Of the present schema of each table, once it was needed.
+    pub(super) encoders: HashMap<usize, Encoder>,
+    /// Lends records their memory.
+    pub(super) buffer: BytesMut,
 }
 
 fn size_of_record(record: &Record) -> usize {
@@ -176,6 +182,7 @@ impl Feed {
             let schema = evolve(&*self.session, &self.tables[table], shape).await?;
             self.schemas.add(schema.clone());
             self.tables[table] = schema;
+            self.encoders.remove(&table);
         }
         for table in std::mem::take(&mut polled.copied_again) {
             if self.staged {
@@ -235,28 +242,29 @@ impl Feed {
     /// Puts one poll's changes into the open transaction.
     async fn stage(&mut self, polled: &mut Polled) -> Result<bool> {
         let now = self.clock.now();
-        let mut records: Vec<Record> = Vec::new();
         let mut wrote = !polled.position.is_empty();
-        let changes = std::mem::take(&mut polled.changes);
-        let mut at: Option<usize> = None;
-        for change in changes {
-            let table = change.table;
-            if at.is_some_and(|current| current != table) {
-                self.flush(at, &mut records).await?;
-            }
-            at = Some(table);
+        let mut changes = std::mem::take(&mut polled.changes).into_iter().peekable();
+        while let Some(table) = changes.peek().map(|change| change.table) {
             let schema = &self.tables[table];
-            let admitted = self.reconcilers[table].as_mut().is_none_or(|known| known.admit(schema, &change));
-            if change.op == Op::Read {
-                self.observer.copied(table, 1);
+            let encoder = self.encoders.entry(table).or_insert_with(|| schema.encoder());
+            let mut records: Vec<Record> = Vec::new();
+            let (mut copied, mut written) = (0, 0);
+            while let Some(change) = changes.next_if(|change| change.table == table) {
+                copied += u64::from(change.op == Op::Read);
+                if self.reconcilers[table].as_mut().is_none_or(|known| known.admit(schema, &change)) {
+                    written += 1;
+                    encoder.encode(&change, now, &mut self.buffer, &mut records);
+                }
             }
-            if admitted {
-                self.observer.written(1);
-                schema.encode(&change, now, &mut records);
+            if copied > 0 {
+                self.observer.copied(table, copied);
+            }
+            if written > 0 {
+                self.observer.written(written);
                 wrote = true;
             }
+            self.flush(table, records).await?;
         }
-        self.flush(at, &mut records).await?;
         for table in std::mem::take(&mut polled.finished_tables) {
             wrote |= self.finish_table(table);
         }
@@ -266,14 +274,16 @@ impl Feed {
         Ok(wrote)
     }
 
-    async fn flush(&mut self, table: Option<usize>, records: &mut Vec<Record>) -> Result<()> {
-        let Some(table) = table.filter(|_| !records.is_empty()) else { return Ok(()) };
+    async fn flush(&mut self, table: usize, records: Vec<Record>) -> Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
         self.bytes += records.iter().map(size_of_record).sum::<usize>();
         let schema = &self.tables[table];
         let largest = records.iter().max_by_key(|record| size_of_record(record));
         let key = largest.and_then(|record| record.key.clone()).unwrap_or_default();
         let to = TopicPartition::new(&schema.topic, 0);
-        let appended = self.writer.append(&to, std::mem::take(records)).await;
+        let appended = self.writer.append(&to, records).await;
         appended.map_err(|error| match error.kind() {
             ErrorKind::Invalid => too_large(&schema.table.full_name(), &key, &error),
             _ => error,
@@ -283,24 +293,33 @@ impl Feed {
     /// Writes deletes of rows that are gone.
     async fn delete(&mut self, table: usize, gone: Vec<Gone>) -> Result<()> {
         let (now, schema) = (self.clock.now(), &self.tables[table]);
+        let encoder = self.encoders.entry(table).or_insert_with(|| schema.encoder());
         let mut records = Vec::new();
         self.observer.written(gone.len() as u64);
         for row in gone {
             match &row.change {
-                Some(change) => schema.encode(change, now, &mut records),
+                Some(change) => encoder.encode(change, now, &mut self.buffer, &mut records),
                 None => {
                     let headers = vec![Header::text(SCHEMA_HEADER, schema.id.to_string())];
                     records.push(Record { key: Some(row.key), value: None, headers, timestamp: Some(now) });
                 }
             }
         }
-        self.flush(Some(table), &mut records).await
+        self.flush(table, records).await
     }
 
-    /// Makes the open transaction durable.
+    /// Makes the open transaction durable. Meanwhile the source may go on sending.
     async fn commit(&mut self) -> Result<()> {
         (self.staged, self.bytes) = (false, 0);
-        self.writer.commit().await
+        let ahead = async {
+            self.source.read_ahead().await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            committed = self.writer.commit() => committed,
+            never = ahead => never,
+        }
     }
 
     /// A table's copy, or a pass over it, is complete; whether the position tells.

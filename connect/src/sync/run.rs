@@ -1,7 +1,7 @@
 //! Runs a sync: checks both sides, opens them at their positions, and lets the two halves go.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::Path,
     pin::pin,
     sync::{
@@ -11,12 +11,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use tidemill_core::{
     clock::Clock,
     log::{Session, Writer},
     topic::{TopicPartition, TopicSpec},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     apply::{Apply, Route},
@@ -150,6 +151,24 @@ pub async fn run(
 /// The same error, with the sync file's name in the commands of its message.
 pub(super) fn typeable(error: &Error, file: &Path) -> Error {
     Error::new(error.kind(), with_file(&error.to_string(), file))
+}
+
+/// Waits for both halves, which are tasks of their own: one reads while the other writes. Either failing ends both, and so
+/// does dropping this: what is under way is dropped, and done again at the next start.
+async fn first_fault(mut halves: JoinSet<Result<()>>) -> Result<()> {
+    while let Some(ended) = halves.join_next().await {
+        let fault = match ended {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error,
+            Err(panic) => match panic.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Error::closed("the process ends"),
+            },
+        };
+        halves.shutdown().await;
+        return Err(fault);
+    }
+    Ok(())
 }
 
 /// Names of tables whose copies are to be made.
@@ -368,16 +387,21 @@ impl Runner<'_> {
             drained,
             staged: false,
             bytes: 0,
+            encoders: HashMap::new(),
+            buffer: BytesMut::new(),
         };
         let feed_stop = stop.clone();
-        let feeding = async {
+        let control = Arc::clone(&self.control);
+        let feeding = async move {
             feed.run(feed_stop).await?;
             source_ended.store(true, Ordering::Release);
-            self.control.fed.notify_one();
+            control.fed.notify_one();
             Ok(())
         };
-        // Either half failing ends both: what is under way in the other is dropped, and done again at the next start.
-        tokio::try_join!(feeding, apply.run(stop)).map(drop)
+        let mut halves = JoinSet::new();
+        halves.spawn(feeding);
+        halves.spawn(apply.run(stop));
+        first_fault(halves).await
     }
 
     /// A topic whose new copy was begun by a run that ended before the source knew of it: the rows must come again.

@@ -3,25 +3,32 @@
 //! A source that does not tell a large value which an update left alone gives [`Value::Unchanged`]. It is taken from an
 //! earlier row of the batch; else only the columns that are told are updated.
 
-use std::collections::HashMap;
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    hash::{Hash, Hasher},
+};
 
 use crate::{
     Result,
-    change::{Change, Op, Row, StoredValue, Value},
+    change::{Change, Op, Row, Value},
     converter::TopicSchema,
     diff::key_text,
     translate::Translation,
 };
 
+/// A row that mostly stands in a step and is not copied out of it.
+pub type Folding<'a> = Cow<'a, [Value]>;
+
 /// What is left of a topic's changes, in the target's terms. No key occurs twice.
 #[derive(Debug, Default)]
-pub struct Folded {
+pub struct Folded<'a> {
     /// Keys of rows to delete.
-    pub deletes: Vec<Row>,
+    pub deletes: Vec<Folding<'a>>,
     /// Whole rows to insert, or to write over those of the same key.
-    pub upserts: Vec<Row>,
+    pub upserts: Vec<Folding<'a>>,
     /// Rows of which some values are what they were.
-    pub partials: Vec<Row>,
+    pub partials: Vec<Folding<'a>>,
     /// Nothing but rows of a copy and new ones: they may go into an empty table as they are.
     pub only_new: bool,
     /// A row changed its key and kept values that are not told: only one change after the other is right.
@@ -42,9 +49,59 @@ pub enum Step {
 }
 
 /// What is known of a key.
-enum Last {
-    Deleted,
-    Row { row: Row, whole: bool },
+enum Last<'a> {
+    /// Deleted; its key.
+    Deleted(&'a [Value]),
+    Row {
+        row: Folding<'a>,
+        whole: bool,
+    },
+}
+
+/// A key where it stands. Equal keys are equal in every bit, as they are in the target.
+#[derive(Clone, Copy)]
+struct Key<'a> {
+    values: &'a [Value],
+    places: &'a [usize],
+}
+
+impl<'a> Key<'a> {
+    fn iter(self) -> impl Iterator<Item = &'a Value> {
+        self.places.iter().map(move |place| &self.values[*place])
+    }
+}
+
+impl PartialEq for Key<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.places.len() == other.places.len() && self.iter().zip(other.iter()).all(|(a, b)| same(a, b))
+    }
+}
+
+impl Eq for Key<'_> {}
+
+impl Hash for Key<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for value in self.iter() {
+            match value {
+                // No key has a value that is not told.
+                Value::Null | Value::Unchanged => state.write_u8(0),
+                Value::Boolean(b) => b.hash(state),
+                Value::Integer(i) => i.hash(state),
+                Value::Unsigned(u) => u.hash(state),
+                Value::Real(r) => r.to_bits().hash(state),
+                Value::Text(text) => text.hash(state),
+                Value::InvalidText(bytes) | Value::Blob(bytes) => bytes.hash(state),
+            }
+        }
+    }
+}
+
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Real(a), Value::Real(b)) => a.to_bits() == b.to_bits(),
+        (Value::Null | Value::Unchanged, Value::Null | Value::Unchanged) => true,
+        _ => a == b,
+    }
 }
 
 /// Each change in the target's terms, in order.
@@ -83,42 +140,44 @@ pub fn steps(schema: &TopicSchema, translation: &Translation, changes: Vec<Chang
 }
 
 /// Folds steps to the last of each key.
-pub fn fold(translation: &Translation, steps: Vec<Step>) -> Folded {
-    let table = translation.table();
+pub fn fold<'a>(translation: &Translation, steps: &'a [Step]) -> Folded<'a> {
+    let in_row = translation.key_columns();
+    let in_key: Vec<usize> = (0..in_row.len()).collect();
     let mut folded = Folded { only_new: true, ..Folded::default() };
-    let mut order: Vec<(Row, Last)> = Vec::with_capacity(steps.len());
-    let mut places: HashMap<Vec<StoredValue>, usize> = HashMap::with_capacity(steps.len());
+    let mut lasts: Vec<Last<'a>> = Vec::with_capacity(steps.len());
+    let mut places: HashMap<Key<'_>, usize> = HashMap::with_capacity(steps.len());
     for step in steps {
         match step {
             Step::Delete(key) => {
                 folded.only_new = false;
-                *entry(&mut order, &mut places, key) = Last::Deleted;
+                *entry(&mut lasts, &mut places, Key { values: key, places: &in_key }) = Last::Deleted(key);
             }
             Step::Upsert(row) => {
-                let key = table.key_of(&row);
-                *entry(&mut order, &mut places, key) = Last::Row { row, whole: true };
+                let last = entry(&mut lasts, &mut places, Key { values: row, places: in_row });
+                *last = Last::Row { row: Cow::Borrowed(row), whole: true };
             }
             Step::Partial(row) => {
                 folded.only_new = false;
-                merge(entry(&mut order, &mut places, table.key_of(&row)), row);
+                merge(entry(&mut lasts, &mut places, Key { values: row, places: in_row }), row);
             }
             Step::Move(old, row) => {
                 folded.only_new = false;
-                let was = std::mem::replace(entry(&mut order, &mut places, old), Last::Deleted);
+                let last = entry(&mut lasts, &mut places, Key { values: old, places: &in_key });
+                let was = std::mem::replace(last, Last::Deleted(old));
                 match was {
                     Last::Row { row: earlier, whole: true } => {
-                        let row = filled(row, &earlier);
-                        let key = table.key_of(&row);
-                        *entry(&mut order, &mut places, key) = Last::Row { row, whole: true };
+                        let moved = filled(row, &earlier);
+                        let last = entry(&mut lasts, &mut places, Key { values: row, places: in_row });
+                        *last = Last::Row { row: moved, whole: true };
                     }
                     _ => folded.in_order = true,
                 }
             }
         }
     }
-    for (key, last) in order {
+    for last in lasts {
         match last {
-            Last::Deleted => folded.deletes.push(key),
+            Last::Deleted(key) => folded.deletes.push(Cow::Borrowed(key)),
             Last::Row { row, whole: true } => folded.upserts.push(row),
             Last::Row { row, whole: false } => folded.partials.push(row),
         }
@@ -127,28 +186,32 @@ pub fn fold(translation: &Translation, steps: Vec<Step>) -> Folded {
 }
 
 /// The place of a key; a new one is of an untold row, which a partial row fills.
-fn entry<'a>(order: &'a mut Vec<(Row, Last)>, places: &mut HashMap<Vec<StoredValue>, usize>, key: Row) -> &'a mut Last {
-    let place = *places.entry(key.iter().map(StoredValue::from).collect()).or_insert(order.len());
-    if place == order.len() {
-        order.push((key, Last::Row { row: Row::new(), whole: false }));
+fn entry<'a, 'm, 'k>(
+    lasts: &'m mut Vec<Last<'a>>,
+    places: &mut HashMap<Key<'k>, usize>,
+    key: Key<'k>,
+) -> &'m mut Last<'a> {
+    let place = *places.entry(key).or_insert(lasts.len());
+    if place == lasts.len() {
+        lasts.push(Last::Row { row: Cow::Borrowed(&[]), whole: false });
     }
-    &mut order[place].1
+    &mut lasts[place]
 }
 
-fn merge(last: &mut Last, row: Row) {
+fn merge<'a>(last: &mut Last<'a>, row: &'a [Value]) {
     match last {
-        Last::Row { row: earlier, whole } => {
-            let merged = if earlier.is_empty() { row } else { filled(row, earlier) };
-            *last = Last::Row { row: merged, whole: *whole };
+        Last::Row { row: earlier, .. } => {
+            *earlier = if earlier.is_empty() { Cow::Borrowed(row) } else { filled(row, earlier) };
         }
         // A row that was deleted and is updated was made by somebody else: what is told of it is written where it is.
-        Last::Deleted => *last = Last::Row { row, whole: false },
+        Last::Deleted(_) => *last = Last::Row { row: Cow::Borrowed(row), whole: false },
     }
 }
 
 /// A row with what it does not tell taken from an earlier one.
-fn filled(row: Row, earlier: &[Value]) -> Row {
-    row.into_iter().zip(earlier).map(|(now, was)| if now == Value::Unchanged { was.clone() } else { now }).collect()
+fn filled<'a>(row: &[Value], earlier: &[Value]) -> Folding<'a> {
+    let value = |(now, was): (&Value, &Value)| if *now == Value::Unchanged { was.clone() } else { now.clone() };
+    Cow::Owned(row.iter().zip(earlier).map(value).collect())
 }
 
 #[cfg(test)]
@@ -183,15 +246,19 @@ mod tests {
         Change { table: 0, op, key: vec![Value::Integer(id)], before: None, after, sequence }
     }
 
-    fn folded(changes: Vec<Change>) -> Folded {
+    /// Deletes, upserts, partials; whether only new, in order.
+    fn folded(changes: Vec<Change>) -> ([Vec<Row>; 3], bool, bool) {
         let schema = schema();
         let translation = Translation::new(&schema, Dialect::Postgres);
-        fold(&translation, steps(&schema, &translation, changes).unwrap())
+        let steps = steps(&schema, &translation, changes).unwrap();
+        let Folded { deletes, upserts, partials, only_new, in_order } = fold(&translation, &steps);
+        let owned = |rows: Vec<Folding<'_>>| rows.into_iter().map(Cow::into_owned).collect();
+        ([deletes, upserts, partials].map(owned), only_new, in_order)
     }
 
     #[test]
     fn the_last_change_of_a_key_is_left() {
-        let left = folded(vec![
+        let ([deletes, upserts, partials], only_new, in_order) = folded(vec![
             change(Op::Create, 1, Some(row(1, "x", "y")), 1),
             change(Op::Update, 1, Some(row(1, "?", "z")), 2),
             change(Op::Create, 2, Some(row(2, "x", "y")), 3),
@@ -200,11 +267,11 @@ mod tests {
             change(Op::Update, 3, Some(row(3, "q", "?")), 6),
             change(Op::Update, 4, Some(row(4, "?", "p")), 7),
         ]);
-        assert_eq!(left.upserts, [row(1, "x", "z")]);
-        assert_eq!(left.deletes, [vec![Value::Integer(2)]]);
-        assert_eq!(left.partials, [row(3, "q", "p"), row(4, "?", "p")]);
-        assert!(!left.only_new && !left.in_order);
-        assert!(folded(vec![change(Op::Read, 1, Some(row(1, "x", "y")), 0)]).only_new);
+        assert_eq!(upserts, [row(1, "x", "z")]);
+        assert_eq!(deletes, [vec![Value::Integer(2)]]);
+        assert_eq!(partials, [row(3, "q", "p"), row(4, "?", "p")]);
+        assert!(!only_new && !in_order);
+        assert!(folded(vec![change(Op::Read, 1, Some(row(1, "x", "y")), 0)]).1);
     }
 
     #[test]
@@ -214,7 +281,9 @@ mod tests {
             folded(first.into_iter().chain(key_change).collect())
         };
         let known = moved(vec![change(Op::Create, 1, Some(row(1, "big", "y")), 1)]);
-        assert_eq!((known.upserts, known.in_order), (vec![row(2, "big", "new")], false));
-        assert!(moved(Vec::new()).in_order);
+        let ([deletes, upserts, _], _, in_order) = known;
+        assert_eq!((upserts, in_order), (vec![row(2, "big", "new")], false));
+        assert_eq!(deletes, [vec![Value::Integer(1)]]);
+        assert!(moved(Vec::new()).2);
     }
 }

@@ -88,6 +88,11 @@ impl Translation {
         &self.table
     }
 
+    /// Places in a row of the key's columns, in key order.
+    pub fn key_columns(&self) -> &[usize] {
+        &self.key
+    }
+
     /// What the values of each column look like in the target.
     pub fn kinds(&self) -> &[Kind] {
         &self.kinds

@@ -140,6 +140,54 @@ async fn changes_are_applied_with_their_positions() {
     }
 }
 
+/// More than go into one statement of literals: through temporary tables, where there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_by_the_thousand_are_one_transaction() {
+    for target in targets() {
+        let mut sink = target.open().await;
+        let schema = numbers(1);
+        let copy: Vec<_> = (0..6000).map(|i| change(Op::Read, pair(i, &format!("v{i}")), 0)).collect();
+        put(&mut *sink, &schema, copy.clone(), 6000).await.unwrap();
+        put(&mut *sink, &schema, copy, 12_000).await.unwrap();
+        assert_eq!(target.rows("select count(*), count(distinct v) from t"), ["6000|6000"]);
+        // A topic twice in one transaction: the second part finds nothing of the first in its way.
+        let part = |gone: std::ops::Range<i64>, new: std::ops::Range<i64>, v: &'static str| TopicChanges {
+            schema: Arc::clone(&schema),
+            changes: gone
+                .map(|i| change(Op::Delete, pair(i, ""), i))
+                .chain(new.map(|i| change(Op::Update, pair(i, v), i)))
+                .collect(),
+        };
+        let parts =
+            vec![part(0..1500, 1500..4000, "a"), part(1500..2000, 2000..3500, "b"), part(2000..3100, 0..10, "c")];
+        sink.put(parts, vec![("s.t".to_owned(), 20_000)]).await.unwrap();
+        let left = "select case when v like 'v%' then 'v' else v end w, count(*), min(id), max(id) from t group by 1 order by 1";
+        assert_eq!(target.rows(left), ["a|500|3500|3999", "b|400|3100|3499", "c|10|0|9", "v|2000|4000|5999"]);
+        assert_eq!(sink.positions().await.unwrap()["s.t"], 20_000);
+        // Rows that swap a value, and a row that is refused for good.
+        target.query("delete from t where id < 4000");
+        match &target {
+            Target::Postgres(..) => target.query("create unique index u on t (v)"),
+            Target::Maria(..) => target.query("alter table t modify v varchar(20); create unique index u on t (v)"),
+        };
+        let mut sink = target.open().await;
+        let moved = |i: i64, to: i64| change(Op::Update, pair(i, &format!("v{to}")), i);
+        let swap = [change(Op::Update, pair(4000, "away"), 1)].into_iter();
+        let swap = swap.chain((4001..6000).map(|i| moved(i, i - 1))).chain([moved(4000, 5999)]);
+        put(&mut *sink, &schema, swap.collect(), 30_000).await.unwrap();
+        assert_eq!(
+            target.rows("select id from t where v in ('v4000', 'v5998', 'v5999') order by id"),
+            ["4000", "4001", "5999"]
+        );
+        let refused = (7000..8500).map(|i| change(Op::Create, pair(i, if i == 8400 { "v5000" } else { "~" }), i));
+        let error = put(&mut *sink, &schema, refused.collect(), 40_000).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+        assert!(error.to_string().contains("8400"), "{error}");
+        assert_eq!(target.rows("select count(*) from t"), ["2000"]);
+        assert_eq!(sink.positions().await.unwrap()["s.t"], 30_000);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_of_others_are_refused_and_replaced_when_asked() {
     for target in targets() {

@@ -93,7 +93,7 @@ impl Bench {
             tokio::time::sleep(Duration::from_millis(50)).await;
             let (source, target) = (self.folder.path("source.db"), self.folder.path("target.db"));
             let tables = tables_of(&source);
-            let ready = tables_of(&target).len() >= tables.len();
+            let ready = target.exists() && tables_of(&target).len() >= tables.len();
             if ready && is_none(&python.difference(&source, &target, &tables)) {
                 return;
             }
@@ -134,6 +134,45 @@ impl Bench {
         let (source, target) = (self.folder.path("source.db"), self.folder.path("target.db"));
         let difference = python.difference(&source, &target, &tables_of(&source));
         assert!(is_none(&difference), "{difference}");
+    }
+}
+
+/// Tells when the target has all.
+#[derive(Default)]
+struct InStep(tokio::sync::Notify);
+
+impl Observer for InStep {
+    fn started(&self, _: &str, _: &[TableStart]) {}
+    fn copied(&self, _: usize, _: u64) {}
+    fn finished(&self, _: usize) {}
+    fn applied(&self, _: u64) {}
+    fn caught_up(&self) {
+        self.0.notify_one();
+    }
+    fn waiting(&self, _: Side, _: &Error) {}
+}
+
+/// The halves are tasks of their own, and must not outlive the run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_dropped_ends_both_halves() {
+    let bench = Bench::new(&SHOP, &mut Python::start());
+    let observer = Arc::new(InStep::default());
+    let halves = Arc::downgrade(&observer);
+    {
+        let (_told, stop) = watch::channel(false);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let (options, session, told) = (RunOptions::default(), bench.session().await, Arc::clone(&observer));
+        let running = run(session, clock, &bench.spec, &options, told, Arc::default(), stop);
+        tokio::select! {
+            ended = running => panic!("{ended:?}"),
+            () = observer.0.notified() => {}
+        }
+    }
+    drop(observer);
+    let started = Instant::now();
+    while halves.strong_count() > 0 {
+        assert!(started.elapsed() < Duration::from_secs(10), "a half goes on");
+        tokio::task::yield_now().await;
     }
 }
 
