@@ -10,6 +10,7 @@
 //! | [`parked`], [`control`] | rows that the target refuses, and what people ask of a running sync |
 //! | [`away`] | sides that are not there |
 //! | [`status`], [`health`] | how a sync is; the error that it stopped with |
+//! | `newcomers` | takes up tables that came |
 //! | `rounds` | refuses syncs that write back to each other |
 //! | `deletes` | deletes rows of a topic that are gone without an event of their own |
 //! | `compare` | compares a table of the two databases, row by row |
@@ -24,6 +25,7 @@ mod deletes;
 mod feed;
 pub mod file;
 pub mod health;
+mod newcomers;
 pub mod parked;
 pub mod plan;
 mod reconcile;

@@ -1,7 +1,7 @@
 //! Runs a sync: checks both sides, opens them at their positions, and lets the two halves go.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
     pin::pin,
     sync::{
@@ -123,8 +123,19 @@ pub async fn run(
     let mut run = pin!(async {
         let away = Mutex::new([Side::Source, Side::Target].map(|side| Away::new(&observer, side)));
         let at_target = AtomicBool::new(false);
-        let sync = Runner { session, clock, spec, options, observer, control, away, at_target };
-        sync.run_or_wait(stop).await
+        let sync = Runner {
+            session,
+            clock,
+            spec,
+            options: options.clone(),
+            observer,
+            control,
+            away,
+            at_target,
+            followed: Mutex::default(),
+            left_out: Mutex::default(),
+        };
+        sync.run_on(stop).await
     });
     status.open();
     let result = loop {
@@ -180,38 +191,64 @@ struct Copies {
     unfinished: Vec<String>,
 }
 
-struct Runner<'a> {
-    session: Arc<dyn Session>,
+pub(super) struct Runner<'a> {
+    pub(super) session: Arc<dyn Session>,
     clock: Arc<dyn Clock>,
-    spec: &'a SyncSpec,
-    options: &'a RunOptions,
+    pub(super) spec: &'a SyncSpec,
+    pub(super) options: RunOptions,
     observer: Arc<dyn Observer>,
     control: Arc<Control>,
     /// Sides that are away as the sync starts.
     away: Mutex<[Away; 2]>,
     /// Which of them is asked at the moment.
     at_target: AtomicBool,
+    /// Names of the tables at work, in lower case.
+    pub(super) followed: Mutex<BTreeSet<String>>,
+    /// Why tables were left out, each said once.
+    pub(super) left_out: Mutex<BTreeSet<String>>,
 }
 
 impl Runner<'_> {
-    /// Runs; a sync that ran before has the right names, and waits for databases that are away when it starts.
-    async fn run_or_wait(&self, mut stop: watch::Receiver<bool>) -> Result<()> {
-        let asked = self.options.once || self.options.replace || !self.options.recopy.is_empty();
+    /// Runs; a sync that ran before has the right names, and waits for databases that are away when it starts. It starts
+    /// again where tables came that it is to follow.
+    async fn run_on(mut self, mut stop: watch::Receiver<bool>) -> Result<()> {
         let mut failures = 0;
         loop {
-            match self.run(stop.clone()).await {
+            let asked = self.options.once || self.options.replace || !self.options.recopy.is_empty();
+            match self.run_until_tables_come(&mut stop).await {
+                Ok(true) => self.options = RunOptions::default(),
                 Err(error) if error.kind() == ErrorKind::Unavailable && !asked && self.ran_before().await? => {
                     failures += 1;
                     let side = usize::from(self.at_target.load(Ordering::Acquire));
                     self.away.lock().unwrap_or_else(PoisonError::into_inner)[side].fails(&error);
                     pause(&mut stop, retry_pause(failures)).await;
-                    if *stop.borrow() {
-                        return Ok(());
-                    }
                 }
-                other => return other,
+                Ok(false) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            if *stop.borrow() {
+                return Ok(());
             }
         }
+    }
+
+    /// Whether it ended for tables that came.
+    async fn run_until_tables_come(&self, stop: &mut watch::Receiver<bool>) -> Result<bool> {
+        let (tell, told) = watch::channel(false);
+        let mut run = pin!(self.run(told));
+        let stopped = async {
+            if stop.wait_for(|stop| *stop).await.is_err() {
+                // Nobody can stop it any more.
+                std::future::pending::<()>().await;
+            }
+        };
+        let again = tokio::select! {
+            ended = &mut run => return ended.map(|()| false),
+            () = stopped => false,
+            () = self.table_comes() => true,
+        };
+        let _ = tell.send(true);
+        run.await.map(|()| again)
     }
 
     async fn ran_before(&self) -> Result<bool> {
@@ -231,6 +268,11 @@ impl Runner<'_> {
         // The fence comes before anything is read or made: an older worker of this sync can do no more harm.
         let writer = self.session.writer(&owner_of(&self.spec.name)).await?;
         let stored = writer.positions().clone();
+        let captured = from.captured(&capture_parts(&stored))?;
+        let captured = captured.iter().map(|name| name.to_ascii_lowercase()).collect();
+        let tables = self.fitting(&*from, tables, &captured).await?;
+        *self.followed.lock().unwrap_or_else(PoisonError::into_inner) =
+            tables.iter().map(|table| table.full_name().to_ascii_lowercase()).collect();
         if stored.is_empty() {
             let (name, log_id) = (&self.spec.name, self.session.log_id());
             // What `sync check` would refuse is refused before anything is made.

@@ -384,20 +384,18 @@ async fn a_preflight_that_is_cut_refuses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_for_comparing_are_bounded_by_their_bytes() {
     for target in targets() {
-        let make = "create table big (id int primary key, v text)";
-        let (url, exec): (String, Box<dyn Fn(&str)>) = match &target {
-            Target::Postgres(server, db) => (server.url(ADMIN, db), Box::new(|sql| server.exec(db, sql))),
-            Target::Maria(server, db) => (server.url(ADMIN, db), Box::new(|sql| server.exec(db, sql))),
-        };
-        match &target {
-            Target::Postgres(..) => {
-                exec(&format!("{make}; insert into big select i, repeat('x', 3000000) from generate_series(1, 30) i"))
+        let url = match &target {
+            Target::Postgres(server, db) => {
+                let rows = "insert into big select i, repeat('x', 3000000) from generate_series(1, 30) i";
+                server.exec(db, &format!("create table big (id int primary key, v text); {rows}"));
+                server.url(ADMIN, db)
             }
-            Target::Maria(..) => exec(&format!(
-                "{}; insert into big select seq, repeat('x', 3000000) from seq_1_to_30",
-                make.replace("text", "longtext")
-            )),
-        }
+            Target::Maria(server, db) => {
+                let rows = "insert into big select seq, repeat('x', 3000000) from seq_1_to_30";
+                server.exec(db, &format!("create table big (id int primary key, v longtext); {rows}"));
+                server.url(ADMIN, db)
+            }
+        };
         let mut reader = connector(&url, PASSWORD).reader().await.unwrap();
         let table = reader.table(None, "big").await.unwrap().unwrap();
         let (mut after, mut pages, mut count) = (None, 0, 0);

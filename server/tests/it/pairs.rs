@@ -202,6 +202,42 @@ fn left_behind(place: &Place) -> Vec<String> {
 }
 
 #[test]
+fn a_table_that_comes_is_taken_up_or_left_out() {
+    let folder = Folder::with_env(&[("PAIRS_PW", PASSWORD)]);
+    let sources: Vec<_> = KINDS.iter().map(|kind| Place::fresh(kind, &folder, kind)).collect();
+    let targets: Vec<_> = KINDS.iter().map(|kind| Place::fresh("sqlite", &folder, &format!("to_{kind}"))).collect();
+    let mut file = String::new();
+    for ((kind, source), target) in KINDS.iter().zip(&sources).zip(&targets) {
+        source.exec("create table t (id int primary key, v varchar(20)); insert into t values (1, 'a');");
+        let (from, to) = (source.endpoint(ADMIN), target.endpoint(SINK));
+        writeln!(file, "[sync.{kind}]\nfrom = {from}\nto = {to}\ntables = ['*']").unwrap();
+    }
+    std::fs::write(folder.path("s.toml"), file).unwrap();
+    let mut running = folder.start(&["sync", "run", "s.toml", "--data-dir", "log"]);
+    KINDS.iter().for_each(|kind| running.wait_err(&format!("{kind}: 1 row copied")));
+    for source in &sources {
+        source.exec(
+            "create table keyless (v varchar(20)); create table u (id int primary key, v varchar(20)); \
+             insert into u values (1, 'b'); insert into t values (2, 'c');",
+        );
+    }
+    let tables = ["t".to_owned(), "u".to_owned()];
+    for (source, target) in sources.iter().zip(&targets) {
+        wait_equal(source, std::slice::from_ref(target), &tables, &running);
+        source.exec("insert into u values (2, 'd');");
+        wait_equal(source, std::slice::from_ref(target), &tables, &running);
+    }
+    for kind in KINDS {
+        assert!(running.err().contains(&format!("sync {kind}: left out: table ")), "{}", running.err());
+    }
+    assert_eq!(running.stop("TERM").code, Some(0));
+    // Also at the next start.
+    let mut running = folder.start(&["sync", "run", "s.toml", "--data-dir", "log"]);
+    KINDS.iter().for_each(|kind| running.wait_err(&format!("sync {kind}: left out")));
+    assert_eq!(running.stop("TERM").code, Some(0));
+}
+
+#[test]
 fn a_sync_that_writes_back_is_refused() {
     let folder = Folder::with_env(&[("PAIRS_PW", PASSWORD)]);
     let (a, b) = (Place::fresh("postgres", &folder, "a"), Place::fresh("mariadb", &folder, "b"));
