@@ -168,6 +168,14 @@ pub trait SinkConnector: Send + Sync {
     /// `Unavailable`, `Denied`.
     async fn preflight(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<Vec<Finding>>;
 
+    /// What becomes of each table, for people, where `preflight` does not tell.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn existing(&self, _sync: &str, _log_id: &str, _tables: &[TopicSchema]) -> Result<Vec<Finding>> {
+        Ok(Vec::new())
+    }
+
     /// Opens the target of a sync.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use crate::{
     mysql::endpoint::MysqlServer,
     postgres::endpoint::PostgresServer,
     sqlite::{endpoint::SqliteFile, preflight::check_target_is_not_source},
+    target::existing::OnExisting,
     types::Dialect,
 };
 
@@ -188,10 +189,18 @@ impl Endpoint {
     /// # Errors
     /// None at present: every kind can be written.
     pub fn sink(&self) -> Result<Box<dyn SinkConnector>> {
+        self.sink_with(OnExisting::Refuse)
+    }
+
+    /// As [`Endpoint::sink`], which does this with tables that exist.
+    ///
+    /// # Errors
+    /// As [`Endpoint::sink`].
+    pub fn sink_with(&self, on_existing: OnExisting) -> Result<Box<dyn SinkConnector>> {
         match self {
-            Self::Sqlite(path) => Ok(Box::new(SqliteFile::new(path))),
-            Self::Postgres(server) => Ok(Box::new(PostgresServer::new(server.clone()))),
-            Self::Mysql(server) => Ok(Box::new(MysqlServer::new(server))),
+            Self::Sqlite(path) => Ok(Box::new(SqliteFile::new(path).with_existing(on_existing))),
+            Self::Postgres(server) => Ok(Box::new(PostgresServer::new(server.clone()).with_existing(on_existing))),
+            Self::Mysql(server) => Ok(Box::new(MysqlServer::new(server).with_existing(on_existing))),
         }
     }
 }

@@ -8,6 +8,7 @@ use super::Knobs;
 use crate::{
     Error, ErrorKind, Result,
     endpoint::{Server, Tls},
+    target::existing::OnExisting,
 };
 
 /// A server that does not answer within this is not there.
@@ -23,12 +24,19 @@ const SESSION: &str = "SET NAMES utf8mb4, time_zone = '+00:00', \
 pub struct MysqlServer {
     pub(super) server: Server,
     pub(super) knobs: Knobs,
+    /// What it does as a target with tables that exist.
+    pub(super) on_existing: OnExisting,
 }
 
 impl MysqlServer {
     /// Names a database.
     pub fn new(server: &Server) -> Self {
-        Self { server: server.clone(), knobs: Knobs::default() }
+        Self { server: server.clone(), knobs: Knobs::default(), on_existing: OnExisting::Refuse }
+    }
+
+    /// The same as a target that does this with tables that exist.
+    pub fn with_existing(self, on_existing: OnExisting) -> Self {
+        Self { on_existing, ..self }
     }
 
     /// The same with switches for tests.

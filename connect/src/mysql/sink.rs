@@ -30,7 +30,9 @@ use crate::{
     converter::TopicSchema,
     endpoint::Server,
     target::{
-        Existing, POSITIONS, fold, gone,
+        Existing, POSITIONS,
+        existing::{self, OnExisting, Writer, check_kept, refuse_written},
+        fold, gone,
         ledger::{Ledger, Stored, Turn},
         refuse_tables,
     },
@@ -42,6 +44,7 @@ use crate::{
 pub struct MysqlSink {
     server: Server,
     ledger: Ledger,
+    on_existing: OnExisting,
     /// Gone after an error.
     session: Option<Session>,
 }
@@ -97,8 +100,9 @@ where
 }
 
 impl MysqlSink {
-    async fn open(server: &Server, sync: &str, log_id: &str) -> Result<Self> {
-        let mut sink = Self { server: server.clone(), ledger: Ledger::new(sync, log_id), session: None };
+    async fn open(to: &MysqlServer, sync: &str, log_id: &str) -> Result<Self> {
+        let (server, ledger) = (to.server.clone(), Ledger::new(sync, log_id));
+        let mut sink = Self { server, ledger, on_existing: to.on_existing, session: None };
         let mut session = Session::open(&sink.server).await?;
         let rows = stored(&mut session.conn, sync, false).await?.unwrap_or_default();
         sink.ledger.check_owner(&sink.target(), &rows)?;
@@ -195,22 +199,33 @@ impl MysqlSink {
         let stored = rows.get(&schema.topic);
         let ours = stored.is_some_and(|row| row.copy.is_some());
         let mut applied = stored.and_then(|row| row.schema).unwrap_or(own);
+        let same_copy = ours && stored.and_then(|row| row.copy) == Some(copy);
+        let found = if ours { table::inspect(conn, &wanted).await? } else { None };
         let mut filling = false;
-        if ours && stored.and_then(|row| row.copy) == Some(copy) && table::inspect(conn, &wanted).await?.is_some() {
-            if applied < own {
+        match found {
+            Some(_) if same_copy => {
+                if applied < own {
+                    table::evolve(conn, &wanted).await?;
+                    applied = own;
+                }
+            }
+            None if same_copy => return Err(gone(schema, &self.target())),
+            // Another copy begins. Rows that only the target has would go with the table.
+            Some(found) if self.on_existing == OnExisting::Merge => {
+                check_kept(&wanted, &found.table, |_| true)?;
                 table::evolve(conn, &wanted).await?;
                 applied = own;
             }
-        } else if ours && stored.and_then(|row| row.copy) == Some(copy) {
-            return Err(gone(schema, &self.target()));
-        } else {
-            if !ours {
-                check_tables(conn, &self.target(), &[(schema.topic.clone(), translation.clone())], &[]).await?;
-            } else {
-                table::drop_table(conn, &wanted).await?;
+            _ => {
+                if ours {
+                    table::drop_table(conn, &wanted).await?;
+                } else {
+                    self.take_over(conn, schema, &translation).await?;
+                }
+                table::create(conn, &wanted, session.collation).await?;
+                filling = table::state(conn, &wanted).await? != Existing::WithRows;
+                applied = own;
             }
-            table::create(conn, &wanted, session.collation).await?;
-            (filling, applied) = (true, own);
         }
         let row = Stored {
             topic: schema.topic.clone(),
@@ -225,6 +240,26 @@ impl MysqlSink {
         session.filling.entry(schema.topic.clone()).or_insert(filling);
         session.prepared.insert(schema.id, prepared);
         Ok(())
+    }
+
+    /// Makes room for a table that the sync does not own yet, or finds that what is there may stay.
+    async fn take_over(&self, conn: &mut Conn, schema: &TopicSchema, translation: &Translation) -> Result<()> {
+        let tables = [(schema.topic.clone(), translation.clone())];
+        check_tables(conn, &self.target(), (&self.ledger, self.on_existing), &tables, &[]).await?;
+        if self.on_existing != OnExisting::Replace {
+            return Ok(());
+        }
+        // What is left of writers are those of other logs.
+        let writers = writers(conn).await?;
+        for other in existing::same_table(Dialect::Mysql, (self.ledger.sync(), &schema.topic), &writers) {
+            let forget = format!(
+                "DELETE FROM {POSITIONS} WHERE sync = {} AND topic = {}",
+                literal(&other.sync),
+                literal(&other.topic)
+            );
+            run(conn, "forget who wrote a table", forget).await?;
+        }
+        table::drop_table(conn, translation.table()).await
     }
 
     async fn write_positions(
@@ -272,7 +307,8 @@ impl Sink for MysqlSink {
         let mut session = self.session().await?;
         let rows = stored(&mut session.conn, self.ledger.sync(), false).await?.unwrap_or_default();
         let tables: Vec<_> = tables.iter().map(|s| (s.topic.clone(), Translation::new(s, Dialect::Mysql))).collect();
-        let checked = check_tables(&mut session.conn, &self.target(), &tables, &rows).await;
+        let checked =
+            check_tables(&mut session.conn, &self.target(), (&self.ledger, self.on_existing), &tables, &rows).await;
         self.session = Some(session);
         checked
     }
@@ -291,26 +327,46 @@ impl Sink for MysqlSink {
 async fn check_tables(
     conn: &mut Conn,
     target: &str,
+    (ledger, on_existing): (&Ledger, OnExisting),
     tables: &[(String, Translation)],
     stored: &[Stored],
 ) -> Result<()> {
     let (mut filled, mut unfit) = (Vec::new(), Vec::new());
+    let writers = writers(conn).await?;
     for (topic, translation) in tables {
         if stored.iter().any(|row| row.topic == *topic && row.copy.is_some()) {
             continue;
         }
         let wanted = translation.table();
-        match table::state(conn, wanted).await? {
-            Existing::No => {}
-            Existing::WithRows => filled.push(wanted.full_name()),
-            Existing::Empty => {
-                if let Some(why) = table::unfit(conn, wanted).await? {
-                    unfit.push(format!("{} ({why})", wanted.full_name()));
-                }
-            }
+        let existing = table::state(conn, wanted).await?;
+        if existing != Existing::No {
+            let own = (ledger.sync(), topic.as_str());
+            refuse_written(on_existing, ledger.log_id(), Dialect::Mysql, own, wanted, &writers)?;
+        }
+        if on_existing.refuses(existing) {
+            filled.push(wanted.full_name());
+        } else if on_existing.keeps(existing)
+            && let Some(why) = table::unfit(conn, wanted).await?
+        {
+            unfit.push(format!("{} ({why})", wanted.full_name()));
         }
     }
-    refuse_tables(target, &filled, &unfit)
+    refuse_tables(target, &filled, &unfit, on_existing == OnExisting::Merge)
+}
+
+/// All syncs that write to the target, with their topics that have tables.
+pub(super) async fn writers(conn: &mut Conn) -> Result<Vec<Writer>> {
+    let doing = "read the target's positions";
+    let exists = format!(
+        "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = '{POSITIONS}'"
+    );
+    let exists: Option<u8> = first(conn, doing, &exists).await?;
+    if exists.is_none() {
+        return Ok(Vec::new());
+    }
+    let sql = format!("SELECT sync, log_id, topic FROM {POSITIONS} WHERE `schema` IS NOT NULL");
+    let rows: Vec<(String, String, String)> = conn.query(sql).await.map_err(|e| refused(doing, &e))?;
+    Ok(rows.into_iter().map(|(sync, log_id, topic)| Writer { sync, log_id, topic }).collect())
 }
 
 /// The sync's rows of the table of positions, locked where asked; `None` without the table.
@@ -359,11 +415,11 @@ impl SinkConnector for MysqlServer {
     }
 
     async fn preflight(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<Vec<Finding>> {
-        super::sink_preflight::preflight(&self.server, sync, log_id, tables).await
+        super::sink_preflight::preflight(self, sync, log_id, tables).await
     }
 
     async fn open(&self, sync: &str, log_id: &str) -> Result<Box<dyn Sink>> {
-        Ok(Box::new(MysqlSink::open(&self.server, sync, log_id).await?))
+        Ok(Box::new(MysqlSink::open(self, sync, log_id).await?))
     }
 
     async fn replace(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<(Box<dyn Sink>, Vec<String>)> {
@@ -392,7 +448,7 @@ impl SinkConnector for MysqlServer {
             table::drop_table(&mut conn, table).await?;
         }
         let dropped = present.iter().map(|table| table.name.clone()).collect();
-        Ok((Box::new(MysqlSink::open(&self.server, sync, log_id).await?), dropped))
+        Ok((Box::new(MysqlSink::open(self, sync, log_id).await?), dropped))
     }
 
     async fn forget(&self, sync: &str, log_id: &str) -> Result<Option<String>> {

@@ -3,8 +3,8 @@
 use mysql_async::{Conn, prelude::Queryable};
 
 use super::{
-    endpoint::{connect, identifier},
-    sink::{first, stored},
+    endpoint::{MysqlServer, connect, identifier},
+    sink::{first, stored, writers},
     sink_table as table,
     sink_write::{literal, refused},
 };
@@ -13,7 +13,11 @@ use crate::{
     connector::{Finding, Level},
     converter::TopicSchema,
     endpoint::Server,
-    target::{Existing, REPLACE, ledger::Ledger},
+    target::{
+        REPLACE,
+        existing::{self, OnExisting, refuse_written},
+        ledger::Ledger,
+    },
     translate::{Translation, check_names},
     types::Dialect,
 };
@@ -24,11 +28,12 @@ const PACKET_BYTES: u64 = 4 << 20;
 
 /// Examines the target; changes nothing.
 pub(super) async fn preflight(
-    server: &Server,
+    to: &MysqlServer,
     sync: &str,
     log_id: &str,
     tables: &[TopicSchema],
 ) -> Result<Vec<Finding>> {
+    let server = &to.server;
     let mut conn = connect(server).await?;
     let conn = &mut conn;
     let target = format!("mysql://{server}");
@@ -45,9 +50,13 @@ pub(super) async fn preflight(
     {
         findings.push(Finding::new(&target, Level::Refuse, error.to_string(), Some(REPLACE.into())));
     }
+    let writers = writers(conn).await?;
     for schema in tables {
+        let translation = Translation::new(schema, Dialect::Mysql);
         let ours = rows.iter().any(|row| row.topic == schema.topic && row.copy.is_some());
-        one_table(conn, &Translation::new(schema, Dialect::Mysql), ours, &mut findings).await?;
+        let own = (sync, schema.topic.as_str());
+        let written = refuse_written(to.on_existing, log_id, Dialect::Mysql, own, translation.table(), &writers);
+        one_table(conn, to.on_existing, &translation, (ours, written), &mut findings).await?;
     }
     Ok(findings)
 }
@@ -102,7 +111,13 @@ async fn rights(conn: &mut Conn, server: &Server, findings: &mut Vec<Finding>) -
     Ok(())
 }
 
-async fn one_table(conn: &mut Conn, translation: &Translation, ours: bool, findings: &mut Vec<Finding>) -> Result<()> {
+async fn one_table(
+    conn: &mut Conn,
+    on_existing: OnExisting,
+    translation: &Translation,
+    (ours, written): (bool, Result<()>),
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
     let wanted = translation.table();
     let subject = wanted.name.clone();
     let mut note = |level, message: String, cure| findings.push(Finding::new(&subject, level, message, cure));
@@ -118,24 +133,13 @@ async fn one_table(conn: &mut Conn, translation: &Translation, ours: bool, findi
         }
         Ok(Some(_)) => {}
     }
-    if !ours {
-        match table::state(conn, wanted).await? {
-            Existing::WithRows => {
-                note(
-                    Level::Refuse,
-                    "it exists and holds rows that this log did not write".into(),
-                    Some(REPLACE.into()),
-                );
-            }
-            _ => match table::unfit(conn, wanted).await? {
-                Some(why) => {
-                    let said = format!("it is empty but not as the source would have it: {why}");
-                    note(Level::Refuse, said, Some(REPLACE.into()));
-                }
-                None => note(Level::Ok, "it exists, is empty and fits".into(), None),
-            },
-        }
+    if ours {
+        findings.push(existing::own(wanted));
+    } else {
+        let unfit = table::unfit(conn, wanted).await?;
+        findings.push(existing::finding(on_existing, table::state(conn, wanted).await?, wanted, unfit, written));
     }
+    let mut note = |level, message: String, cure| findings.push(Finding::new(&subject, level, message, cure));
     let name = literal(&wanted.name);
     let keys = format!(
         "SELECT DISTINCT CONSTRAINT_NAME, TABLE_NAME FROM information_schema.KEY_COLUMN_USAGE \

@@ -14,6 +14,7 @@ use sqlx::{
 use crate::{
     Error, ErrorKind, Result,
     endpoint::{Server, Tls},
+    target::existing::OnExisting,
 };
 
 /// How long making a connection may take.
@@ -39,12 +40,19 @@ pub(super) const SETTINGS: [(&str, &str); 11] = [
 #[derive(Debug, Clone)]
 pub struct PostgresServer {
     pub(super) server: Server,
+    /// What it does as a target with tables that exist.
+    pub(super) on_existing: OnExisting,
 }
 
 impl PostgresServer {
     /// Names a database.
     pub fn new(server: Server) -> Self {
-        Self { server }
+        Self { server, on_existing: OnExisting::Refuse }
+    }
+
+    /// The same as a target that does this with tables that exist.
+    pub fn with_existing(self, on_existing: OnExisting) -> Self {
+        Self { on_existing, ..self }
     }
 }
 

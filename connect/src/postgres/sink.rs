@@ -29,7 +29,9 @@ use crate::{
     converter::TopicSchema,
     endpoint::Server,
     target::{
-        Existing, POSITIONS, fold, gone,
+        Existing, POSITIONS,
+        existing::{self, OnExisting, Writer, check_kept, refuse_written},
+        fold, gone,
         ledger::{Ledger, Stored, Turn},
         refuse_tables,
     },
@@ -46,6 +48,7 @@ const SETTINGS: &str = "SET lock_timeout = '10s'; SET enable_hashjoin = off; SET
 pub struct PostgresSink {
     server: Server,
     ledger: Ledger,
+    on_existing: OnExisting,
     /// Gone after an error: what it had prepared was rolled back.
     session: Option<Session>,
 }
@@ -83,8 +86,9 @@ impl Session {
 }
 
 impl PostgresSink {
-    async fn open(server: &Server, sync: &str, log_id: &str) -> Result<Self> {
-        let mut sink = Self { server: server.clone(), ledger: Ledger::new(sync, log_id), session: None };
+    async fn open(to: &PostgresServer, sync: &str, log_id: &str) -> Result<Self> {
+        let (server, ledger) = (to.server.clone(), Ledger::new(sync, log_id));
+        let mut sink = Self { server, ledger, on_existing: to.on_existing, session: None };
         let target = sink.target();
         let mut session = Session::open(&sink.server).await?;
         let rows = stored(&mut session.conn, sync, false).await?.unwrap_or_default();
@@ -191,22 +195,33 @@ impl PostgresSink {
         let stored = rows.get(&schema.topic);
         let ours = stored.is_some_and(|row| row.copy.is_some());
         let mut applied = stored.and_then(|row| row.schema).unwrap_or(own);
+        let same_copy = ours && stored.and_then(|row| row.copy) == Some(copy);
+        let found = if ours { table::inspect(conn, &wanted).await? } else { None };
         let mut filling = false;
-        if ours && stored.and_then(|row| row.copy) == Some(copy) && table::inspect(conn, &wanted).await?.is_some() {
-            if applied < own {
+        match found {
+            Some(_) if same_copy => {
+                if applied < own {
+                    table::evolve(conn, &wanted).await?;
+                    applied = own;
+                }
+            }
+            None if same_copy => return Err(gone(schema, &self.target())),
+            // Another copy begins. Rows that only the target has would go with the table.
+            Some(found) if self.on_existing == OnExisting::Merge => {
+                check_kept(&wanted, &found.table, |_| true)?;
                 table::evolve(conn, &wanted).await?;
                 applied = own;
             }
-        } else if ours && stored.and_then(|row| row.copy) == Some(copy) {
-            return Err(gone(schema, &self.target()));
-        } else {
-            if !ours {
-                check_tables(conn, &self.target(), &[(schema.topic.clone(), translation.clone())], &[]).await?;
-            } else {
-                table::drop_table(conn, &wanted).await?;
+            _ => {
+                if ours {
+                    table::drop_table(conn, &wanted).await?;
+                } else {
+                    self.take_over(conn, schema, &translation).await?;
+                }
+                table::create(conn, &wanted).await?;
+                filling = table::state(conn, &wanted).await? != Existing::WithRows;
+                applied = own;
             }
-            table::create(conn, &wanted).await?;
-            (filling, applied) = (true, own);
         }
         let row = Stored {
             topic: schema.topic.clone(),
@@ -221,6 +236,26 @@ impl PostgresSink {
         session.filling.entry(schema.topic.clone()).or_insert(filling);
         session.prepared.insert(schema.id, Arc::clone(&prepared));
         Ok(prepared)
+    }
+
+    /// Makes room for a table that the sync does not own yet, or finds that what is there may stay.
+    async fn take_over(&self, conn: &mut PgConnection, schema: &TopicSchema, translation: &Translation) -> Result<()> {
+        let tables = [(schema.topic.clone(), translation.clone())];
+        check_tables(conn, &self.target(), (&self.ledger, self.on_existing), &tables, &[]).await?;
+        if self.on_existing != OnExisting::Replace {
+            return Ok(());
+        }
+        // What is left of writers are those of other logs.
+        let writers = writers(conn).await?;
+        for other in existing::same_table(Dialect::Postgres, (self.ledger.sync(), &schema.topic), &writers) {
+            let forget = format!(
+                "DELETE FROM public.{POSITIONS} WHERE sync = {} AND topic = {}",
+                literal(&other.sync),
+                literal(&other.topic)
+            );
+            execute(conn, "forget who wrote a table", forget).await?;
+        }
+        table::drop_table(conn, translation.table()).await
     }
 
     /// Writes the positions and commits.
@@ -262,7 +297,8 @@ impl Sink for PostgresSink {
         let mut session = self.session().await?;
         let rows = stored(&mut session.conn, self.ledger.sync(), false).await?.unwrap_or_default();
         let tables: Vec<_> = tables.iter().map(|s| (s.topic.clone(), Translation::new(s, Dialect::Postgres))).collect();
-        let checked = check_tables(&mut session.conn, &self.target(), &tables, &rows).await;
+        let checked =
+            check_tables(&mut session.conn, &self.target(), (&self.ledger, self.on_existing), &tables, &rows).await;
         self.session = Some(session);
         checked
     }
@@ -281,26 +317,46 @@ impl Sink for PostgresSink {
 async fn check_tables(
     conn: &mut PgConnection,
     target: &str,
+    (ledger, on_existing): (&Ledger, OnExisting),
     tables: &[(String, Translation)],
     stored: &[Stored],
 ) -> Result<()> {
     let (mut filled, mut unfit) = (Vec::new(), Vec::new());
+    let writers = writers(conn).await?;
     for (topic, translation) in tables {
         if stored.iter().any(|row| row.topic == *topic && row.copy.is_some()) {
             continue;
         }
         let wanted = translation.table();
-        match table::state(conn, wanted).await? {
-            Existing::No => {}
-            Existing::WithRows => filled.push(wanted.full_name()),
-            Existing::Empty => {
-                if let Some(why) = table::unfit(conn, wanted).await? {
-                    unfit.push(format!("{} ({why})", wanted.full_name()));
-                }
-            }
+        let existing = table::state(conn, wanted).await?;
+        if existing != Existing::No {
+            let own = (ledger.sync(), topic.as_str());
+            refuse_written(on_existing, ledger.log_id(), Dialect::Postgres, own, wanted, &writers)?;
+        }
+        if on_existing.refuses(existing) {
+            filled.push(wanted.full_name());
+        } else if on_existing.keeps(existing)
+            && let Some(why) = table::unfit(conn, wanted).await?
+        {
+            unfit.push(format!("{} ({why})", wanted.full_name()));
         }
     }
-    refuse_tables(target, &filled, &unfit)
+    refuse_tables(target, &filled, &unfit, on_existing == OnExisting::Merge)
+}
+
+/// All syncs that write to the target, with their topics that have tables.
+pub(super) async fn writers(conn: &mut PgConnection) -> Result<Vec<Writer>> {
+    let doing = "read the target's positions";
+    let exists = format!("SELECT to_regclass('public.{POSITIONS}')::text");
+    if query_one(conn, doing, exists).await?.is_none() {
+        return Ok(Vec::new());
+    }
+    let sql = format!("SELECT sync, log_id, topic FROM public.{POSITIONS} WHERE schema IS NOT NULL");
+    let writer = |row: TextRow| {
+        let [sync, log_id, topic] = <[Option<String>; 3]>::try_from(row).ok()?;
+        Some(Writer { sync: sync?, log_id: log_id?, topic: topic? })
+    };
+    Ok(query(conn, doing, sql).await?.into_iter().filter_map(writer).collect())
 }
 
 /// The sync's rows of the table of positions, locked where asked; `None` without the table.
@@ -351,11 +407,11 @@ impl SinkConnector for PostgresServer {
     }
 
     async fn preflight(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<Vec<Finding>> {
-        super::sink_preflight::preflight(&self.server, sync, log_id, tables).await
+        super::sink_preflight::preflight(self, sync, log_id, tables).await
     }
 
     async fn open(&self, sync: &str, log_id: &str) -> Result<Box<dyn Sink>> {
-        Ok(Box::new(PostgresSink::open(&self.server, sync, log_id).await?))
+        Ok(Box::new(PostgresSink::open(self, sync, log_id).await?))
     }
 
     async fn replace(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<(Box<dyn Sink>, Vec<String>)> {
@@ -380,7 +436,7 @@ impl SinkConnector for PostgresServer {
             execute(&mut conn, &doing(), forget).await?;
         }
         execute(&mut conn, &doing(), "COMMIT").await?;
-        Ok((Box::new(PostgresSink::open(&self.server, sync, log_id).await?), dropped))
+        Ok((Box::new(PostgresSink::open(self, sync, log_id).await?), dropped))
     }
 
     async fn forget(&self, sync: &str, log_id: &str) -> Result<Option<String>> {

@@ -3,8 +3,8 @@
 use sqlx::PgConnection;
 
 use super::{
-    endpoint::{connect, identifier, literal, query, query_one, quoted_table},
-    sink::stored,
+    endpoint::{PostgresServer, connect, identifier, literal, query, query_one, quoted_table},
+    sink::{stored, writers},
     sink_table as table,
 };
 use crate::{
@@ -12,7 +12,11 @@ use crate::{
     connector::{Finding, Level},
     converter::TopicSchema,
     endpoint::Server,
-    target::{Existing, POSITIONS, REPLACE, ledger::Ledger},
+    target::{
+        POSITIONS, REPLACE,
+        existing::{self, refuse_written},
+        ledger::Ledger,
+    },
     translate::{Translation, check_names},
     types::Dialect,
 };
@@ -21,11 +25,12 @@ const DOING: &str = "examine the target";
 
 /// Examines the target; changes nothing.
 pub(super) async fn preflight(
-    server: &Server,
+    to: &PostgresServer,
     sync: &str,
     log_id: &str,
     tables: &[TopicSchema],
 ) -> Result<Vec<Finding>> {
+    let server = &to.server;
     let mut conn = connect(server).await?;
     let conn = &mut conn;
     let target = format!("postgres://{server}");
@@ -45,9 +50,17 @@ pub(super) async fn preflight(
         findings.push(Finding::new(&target, Level::Refuse, error.to_string(), Some(REPLACE.into())));
     }
     rights(conn, server, tables, &mut findings).await?;
+    let writers = match readable(conn, &format!("public.{POSITIONS}")).await? {
+        true => writers(conn).await?,
+        false => Vec::new(),
+    };
     for schema in tables {
+        let translation = Translation::new(schema, Dialect::Postgres);
         let ours = rows.iter().any(|row| row.topic == schema.topic && row.copy.is_some());
-        one_table(conn, server, &Translation::new(schema, Dialect::Postgres), ours, &mut findings).await?;
+        let own = (sync, schema.topic.as_str());
+        let table = translation.table();
+        let written = refuse_written(to.on_existing, log_id, Dialect::Postgres, own, table, &writers);
+        one_table(conn, to, &translation, (ours, written), &mut findings).await?;
     }
     Ok(findings)
 }
@@ -140,9 +153,9 @@ async fn readable(conn: &mut PgConnection, name: &str) -> Result<bool> {
 
 async fn one_table(
     conn: &mut PgConnection,
-    server: &Server,
+    to: &PostgresServer,
     translation: &Translation,
-    ours: bool,
+    (ours, written): (bool, Result<()>),
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
     let wanted = translation.table();
@@ -166,31 +179,17 @@ async fn one_table(
         literal(&name)
     );
     if query_one(conn, DOING, may).await?.as_deref() != Some("true") {
-        let cure = format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {};", identifier(&server.user));
+        let cure = format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {};", identifier(&to.server.user));
         note(Level::Refuse, "the user may not write to it".into(), Some(cure));
         return Ok(());
     }
-    if !ours {
-        match table::state(conn, wanted).await? {
-            Existing::WithRows => {
-                note(
-                    Level::Refuse,
-                    "it exists and holds rows that this log did not write".into(),
-                    Some(REPLACE.into()),
-                );
-            }
-            _ => match table::unfit(conn, wanted).await? {
-                Some(why) => {
-                    note(
-                        Level::Refuse,
-                        format!("it is empty but not as the source would have it: {why}"),
-                        Some(REPLACE.into()),
-                    );
-                }
-                None => note(Level::Ok, "it exists, is empty and fits".into(), None),
-            },
-        }
+    if ours {
+        findings.push(existing::own(wanted));
+    } else {
+        let unfit = table::unfit(conn, wanted).await?;
+        findings.push(existing::finding(to.on_existing, table::state(conn, wanted).await?, wanted, unfit, written));
     }
+    let mut note = |level, message: String, cure| findings.push(Finding::new(&subject, level, message, cure));
     let constraints = format!(
         "SELECT c.conname::text, c.conrelid::regclass::text FROM pg_constraint c \
          WHERE c.contype = 'f' AND {0}::regclass IN (c.conrelid, c.confrelid)",

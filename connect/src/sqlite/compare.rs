@@ -19,7 +19,7 @@ use crate::diff::{TableDiff, What};
 pub fn compare_tables(source: &Path, target: &Path, schema: &TableSchema) -> Result<TableDiff> {
     let (source, target) = (open_source(source)?, open_source(target)?);
     let fail = |e| sqlite_error(format!("compare table {}", schema.name), e);
-    let empty = super::sink_table::state(&target, &schema.name)? == super::sink_table::Existing::No;
+    let empty = super::sink_table::state(&target, &schema.name)? == crate::target::Existing::No;
     let sql = ordered(schema, false);
     let absent = ordered(schema, true);
     let mut left = source.prepare(&sql).map_err(fail)?;
@@ -81,7 +81,7 @@ pub fn column_names(source: &TableSchema, target: &Path) -> Result<Option<[Vec<S
 
 pub(super) fn find(conn: &Connection, schema: &TableSchema, key: &Row) -> Result<Option<Row>> {
     let fail = |e| sqlite_error(format!("look up a row of {}", schema.name), e);
-    if super::sink_table::state(conn, &schema.name)? == super::sink_table::Existing::No {
+    if super::sink_table::state(conn, &schema.name)? == crate::target::Existing::No {
         return Ok(None);
     }
     let condition: Vec<String> = schema

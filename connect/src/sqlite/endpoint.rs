@@ -14,7 +14,7 @@ use super::{
     compare::find,
     install::uninstall,
     preflight::{preflight, preflight_tables},
-    source::{Follower, Reader, Target, captured_tables},
+    source::{Follower, Reader, Target, captured_tables, named},
     value::identifier,
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     command::shell_word,
     connector::{Finding, Follow, Sink, SinkConnector, Source, SourceConnector, TableReader},
     converter::TopicSchema,
+    target::existing::OnExisting,
     types::Dialect,
 };
 
@@ -30,12 +31,19 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct SqliteFile {
     path: PathBuf,
+    /// What it does as a target with tables that exist.
+    pub(super) on_existing: OnExisting,
 }
 
 impl SqliteFile {
     /// Names a file.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), on_existing: OnExisting::Refuse }
+    }
+
+    /// The same as a target that does this with tables that exist.
+    pub fn with_existing(self, on_existing: OnExisting) -> Self {
+        Self { on_existing, ..self }
     }
 
     /// Runs `work` with the path on a blocking thread.
@@ -151,16 +159,24 @@ impl SinkConnector for SqliteFile {
     }
 
     async fn preflight(&self, _: &str, _: &str, _: &[TopicSchema]) -> Result<Vec<Finding>> {
+        // The sink's own check names all tables that stand in the way.
         Ok(Vec::new())
     }
 
+    async fn existing(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<Vec<Finding>> {
+        let (sync, log_id, tables, on_existing) = (sync.to_owned(), log_id.to_owned(), named(tables), self.on_existing);
+        let look = move |path: &Path| SqliteSink::findings(path, (&sync, &log_id), on_existing, &tables);
+        self.blocking("examine a target", look).await
+    }
+
     async fn open(&self, sync: &str, log_id: &str) -> Result<Box<dyn Sink>> {
-        Ok(Box::new(Target::open(self.path.clone(), sync.to_owned(), log_id.to_owned()).await?))
+        Ok(Box::new(Target::open(self.path.clone(), sync.to_owned(), log_id.to_owned(), self.on_existing).await?))
     }
 
     async fn replace(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<(Box<dyn Sink>, Vec<String>)> {
         let (sync, log_id) = (sync.to_owned(), log_id.to_owned());
-        let (target, dropped) = Target::replace(self.path.clone(), sync, log_id, tables.to_vec()).await?;
+        let (target, dropped) =
+            Target::replace(self.path.clone(), sync, log_id, self.on_existing, tables.to_vec()).await?;
         Ok((Box::new(target), dropped))
     }
 

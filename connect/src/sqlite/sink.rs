@@ -5,19 +5,18 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params, params_from_iter};
 
-use super::catalog::{connect, inspect_one};
-use super::sink_table::{Existing, add_column_sql, create_sql, delete_sql, state, update_sql, upsert_sql};
+use super::catalog::{connect, inspect_one, open_source};
+use super::sink_table::{add_column_sql, create_sql, delete_sql, found, state, unfit, update_sql, upsert_sql, writers};
 use super::value::{Bound, identifier, sqlite_error};
 use crate::change::{Change, Op, Row, TableSchema, Value};
-use crate::types::Kind;
+use crate::connector::{Finding, Level};
+use crate::target::existing::{self, OnExisting, check_kept, refuse_written};
+use crate::target::{Existing, POSITIONS, REPLACE};
+use crate::types::{Dialect, Kind};
 use crate::{Error, ErrorKind, Result};
 
 /// Changes of one topic, in order: topic, table, the schema's id in the log, changes.
 pub type TopicChanges<'a> = (&'a str, &'a TableSchema, u64, Vec<Change>);
-
-const POSITIONS: &str = "_tidemill_sync";
-/// The command that gives up what a target holds.
-const REPLACE: &str = "tidemill sync run FILE --replace";
 
 /// One sync's target file.
 ///
@@ -32,6 +31,7 @@ pub struct SqliteSink {
     path: PathBuf,
     sync: String,
     log_id: String,
+    on_existing: OnExisting,
 }
 
 impl SqliteSink {
@@ -56,7 +56,13 @@ impl SqliteSink {
         conn.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
         // A target's own foreign keys would refuse rows that arrive topic by topic.
         conn.pragma_update(None, "foreign_keys", false).map_err(fail)?;
-        Ok(Self { conn, path: path.to_owned(), sync: sync_name.to_owned(), log_id: log_id.to_owned() })
+        let on_existing = OnExisting::Refuse;
+        Ok(Self { conn, path: path.to_owned(), sync: sync_name.to_owned(), log_id: log_id.to_owned(), on_existing })
+    }
+
+    /// The same, which does this with tables that exist.
+    pub fn with_existing(self, on_existing: OnExisting) -> Self {
+        Self { on_existing, ..self }
     }
 
     fn has_positions(&self) -> Result<bool> {
@@ -110,15 +116,30 @@ impl SqliteSink {
     pub fn check_targets(&self, tables: &[(String, TableSchema)]) -> Result<()> {
         let known = self.has_positions()?;
         let (mut filled, mut unfit) = (Vec::new(), Vec::new());
+        let writers = writers(&self.conn)?;
         for (topic, schema) in tables {
             if stored_schema(&self.conn, &self.sync, topic, known)?.is_some() {
                 continue;
             }
-            match state(&self.conn, &schema.name)? {
-                Existing::No => {}
-                Existing::WithRows => filled.push(schema.name.as_str()),
-                Existing::Empty if self.fits(schema)? => {}
-                Existing::Empty => unfit.push(schema.name.as_str()),
+            let existing = state(&self.conn, &schema.name)?;
+            if existing != Existing::No {
+                let own = (self.sync.as_str(), topic.as_str());
+                refuse_written(self.on_existing, &self.log_id, Dialect::Sqlite, own, schema, &writers)?;
+            }
+            if self.on_existing.refuses(existing) {
+                filled.push(schema.name.as_str());
+            } else if self.on_existing.keeps(existing)
+                && let Some(why) = self.misfit(schema)?
+            {
+                if self.on_existing == OnExisting::Merge {
+                    return Err(Error::conflict(format!(
+                        "target table {} in {} does not fit the source and cannot be merged into: it {why}; change it, leave \
+                         it out, or drop it and copy it anew: {REPLACE}",
+                        schema.name,
+                        self.path.display()
+                    )));
+                }
+                unfit.push(schema.name.as_str());
             }
         }
         if filled.is_empty() && unfit.is_empty() {
@@ -185,8 +206,56 @@ impl SqliteSink {
         Ok(dropped)
     }
 
-    /// An empty table that somebody made beforehand is used if it has the same columns and key.
-    fn fits(&self, schema: &TableSchema) -> Result<bool> {
+    /// What becomes of each table of the target, for people.
+    ///
+    /// # Errors
+    /// `Unavailable` where the file cannot be read.
+    pub fn findings(
+        path: &Path,
+        (sync, log_id): (&str, &str),
+        on_existing: OnExisting,
+        tables: &[(String, TableSchema)],
+    ) -> Result<Vec<Finding>> {
+        if !path.exists() {
+            let made = |(_, schema): &(String, TableSchema)| {
+                existing::finding(on_existing, Existing::No, schema, None, Ok(()))
+            };
+            return Ok(tables.iter().map(made).collect());
+        }
+        let conn = open_source(path)?;
+        let known = state(&conn, POSITIONS)? != Existing::No;
+        let writers = writers(&conn)?;
+        let sink = Self { conn, path: path.to_owned(), sync: sync.to_owned(), log_id: log_id.to_owned(), on_existing };
+        let finding = |(topic, schema): &(String, TableSchema)| {
+            if stored_schema(&sink.conn, sync, topic, known)?.is_some() {
+                return Ok(existing::own(schema));
+            }
+            let existing = match state(&sink.conn, &schema.name) {
+                Ok(existing) => existing,
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    return Ok(Finding::new(&schema.name, Level::Refuse, error.to_string(), None));
+                }
+                Err(error) => return Err(error),
+            };
+            let misfit = if existing == Existing::No { None } else { sink.misfit(schema)? };
+            let written = refuse_written(on_existing, log_id, Dialect::Sqlite, (sync, topic), schema, &writers);
+            let mut finding = existing::finding(on_existing, existing, schema, misfit, written);
+            if finding.level == Level::Refuse
+                && let Some(said) = finding.message.strip_prefix("it ")
+            {
+                finding.message = format!("target table {} in {} {said}", schema.name, path.display());
+            }
+            Ok(finding)
+        };
+        tables.iter().map(finding).collect()
+    }
+
+    /// An empty table that somebody made beforehand is used if it has the same columns and key; one to merge into may have
+    /// more columns, which need no value.
+    fn misfit(&self, schema: &TableSchema) -> Result<Option<String>> {
+        if self.on_existing == OnExisting::Merge {
+            return unfit(&self.conn, schema);
+        }
         let shape = |schema: &TableSchema| -> Vec<(String, String, Option<u32>)> {
             let lower = |text: &str| text.to_ascii_lowercase();
             let mut all: Vec<_> =
@@ -194,7 +263,8 @@ impl SqliteSink {
             all.sort();
             all
         };
-        Ok(inspect_one(&self.conn, &schema.name)?.is_some_and(|found| shape(&found.schema) == shape(schema)))
+        let same = inspect_one(&self.conn, &schema.name)?.is_some_and(|found| shape(&found.schema) == shape(schema));
+        Ok((!same).then(|| "has other columns, types or another key than the source".to_owned()))
     }
 
     /// Applies changes and stores the next offsets in one transaction.
@@ -244,8 +314,22 @@ impl SqliteSink {
         if !ours {
             self.check_targets(&[(topic.to_owned(), schema.clone())])?;
         }
-        if ours {
+        let present = if ours { found(tx, schema)? } else { None };
+        if let Some(present) = present.filter(|_| self.on_existing == OnExisting::Merge) {
+            // Another copy begins. Rows that only the target has would go with the table.
+            let optional = |name: &str| present.optional.iter().any(|own| own.eq_ignore_ascii_case(name));
+            check_kept(schema, &present.table, optional)?;
+            add_columns(tx, schema)?;
+        } else if ours || self.on_existing == OnExisting::Replace {
             tx.execute_batch(&format!("DROP TABLE IF EXISTS {}", identifier(&schema.name))).map_err(fail)?;
+        }
+        if !ours && self.on_existing == OnExisting::Replace {
+            // What is left of writers are those of other logs.
+            let writers = writers(tx)?;
+            for other in existing::same_table(Dialect::Sqlite, (&self.sync, topic), &writers) {
+                let forget = format!("DELETE FROM {POSITIONS} WHERE sync = ?1 AND topic = ?2");
+                tx.execute(&forget, params![other.sync, other.topic]).map_err(fail)?;
+            }
         }
         if state(tx, &schema.name)? == Existing::No {
             tx.execute_batch(&create_sql(schema)).map_err(fail)?;

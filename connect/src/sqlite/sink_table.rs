@@ -2,8 +2,11 @@
 
 use rusqlite::Connection;
 
+use super::catalog::inspect_one;
 use super::value::{identifier, sqlite_error};
 use crate::change::{Column, TableSchema};
+use crate::target::{self, Existing, POSITIONS, existing::Writer};
+use crate::types::Kind;
 use crate::{Error, Result};
 
 /// The statement that makes a target table.
@@ -129,12 +132,54 @@ pub(super) fn state(conn: &Connection, table: &str) -> Result<Existing> {
     }
 }
 
-/// What is in the target under a table's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Existing {
-    No,
-    Empty,
-    WithRows,
+/// A table of the target in the spelling of the wanted one where SQLite sees no difference, and columns that need no value.
+pub(super) struct Found {
+    pub(super) table: TableSchema,
+    pub(super) optional: Vec<String>,
+    /// A column of the key that takes several keys for one.
+    lax: Option<String>,
+}
+
+/// Looks at a table; `None` where there is none.
+pub(super) fn found(conn: &Connection, wanted: &TableSchema) -> Result<Option<Found>> {
+    let fail = |e| sqlite_error(format!("look at target table {}", wanted.name), e);
+    let Some(info) = inspect_one(conn, &wanted.name)? else { return Ok(None) };
+    let mut table = info.schema;
+    let lax = info.key.iter().find(|(_, collation)| !collation.eq_ignore_ascii_case("BINARY"));
+    let lax = lax.and_then(|(column, _)| table.columns.get(*column)).map(|column| column.name.clone());
+    for own in &mut table.columns {
+        let Some(column) = wanted.columns.iter().find(|c| c.name.eq_ignore_ascii_case(&own.name)) else { continue };
+        own.name.clone_from(&column.name);
+        if Kind::of_sqlite(&own.declared_type) == Kind::of_sqlite(&column.declared_type) {
+            own.declared_type.clone_from(&column.declared_type);
+        }
+    }
+    let sql = "SELECT name FROM pragma_table_xinfo(?1) WHERE \"notnull\" = 0 OR dflt_value IS NOT NULL OR hidden <> 0";
+    let mut statement = conn.prepare_cached(sql).map_err(fail)?;
+    let rows = statement.query_map([&wanted.name], |row| row.get(0)).map_err(fail)?;
+    Ok(Some(Found { table, optional: rows.collect::<rusqlite::Result<_>>().map_err(fail)?, lax }))
+}
+
+/// What keeps a table from being merged into.
+pub(super) fn unfit(conn: &Connection, wanted: &TableSchema) -> Result<Option<String>> {
+    let Some(found) = found(conn, wanted)? else { return Ok(Some("is no ordinary table".into())) };
+    if let Some(column) = found.lax {
+        return Ok(Some(format!("key column {column} does not tell all keys apart: it needs the collation BINARY")));
+    }
+    Ok(target::unfit(wanted, &found.table, |name| found.optional.iter().any(|own| own.eq_ignore_ascii_case(name))))
+}
+
+/// All syncs that write to the target, with their topics that have tables.
+pub(super) fn writers(conn: &Connection) -> Result<Vec<Writer>> {
+    let fail = |e| sqlite_error("read the target's positions", e);
+    if state(conn, POSITIONS)? == Existing::No {
+        return Ok(Vec::new());
+    }
+    let sql = format!("SELECT sync, log_id, topic FROM {POSITIONS} WHERE schema IS NOT NULL");
+    let mut statement = conn.prepare_cached(&sql).map_err(fail)?;
+    let writer = |row: &rusqlite::Row<'_>| Ok(Writer { sync: row.get(0)?, log_id: row.get(1)?, topic: row.get(2)? });
+    let rows = statement.query_map([], writer).map_err(fail)?;
+    rows.collect::<rusqlite::Result<_>>().map_err(fail)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use crate::{
     connector::{Copied, Polled, Sink, Source, TableState, TopicChanges},
     converter::TopicSchema,
     diff::key_text,
+    target::existing::OnExisting,
     translate::{Translation, check_names},
     types::Dialect,
 };
@@ -353,8 +354,9 @@ impl Target {
     ///
     /// # Errors
     /// `Conflict` where the file belongs to another log.
-    pub async fn open(path: PathBuf, sync: String, log_id: String) -> Result<Self> {
-        let opened = spawn_blocking(move || SqliteSink::open(&path, &sync, &log_id));
+    pub async fn open(path: PathBuf, sync: String, log_id: String, on_existing: OnExisting) -> Result<Self> {
+        let open = move || SqliteSink::open(&path, &sync, &log_id).map(|sink| sink.with_existing(on_existing));
+        let opened = spawn_blocking(open);
         let sink = opened.await.map_err(|e| Error::internal("open a target").with_source(e))??;
         Ok(Self { sink: Some(sink) })
     }
@@ -367,12 +369,13 @@ impl Target {
         path: PathBuf,
         sync: String,
         log_id: String,
+        on_existing: OnExisting,
         tables: Vec<TopicSchema>,
     ) -> Result<(Self, Vec<String>)> {
         let tables = named(&tables);
         let opened = spawn_blocking(move || -> Result<_> {
             let dropped = SqliteSink::replace(&path, &sync, &log_id, &tables)?;
-            Ok((SqliteSink::open(&path, &sync, &log_id)?, dropped))
+            Ok((SqliteSink::open(&path, &sync, &log_id)?.with_existing(on_existing), dropped))
         });
         let (sink, dropped) = opened.await.map_err(|e| Error::internal("replace a target").with_source(e))??;
         Ok((Self { sink: Some(sink) }, dropped))
@@ -427,7 +430,7 @@ fn translate(schema: &TopicSchema, translation: &Translation, mut changes: Vec<C
     Ok(changes)
 }
 
-fn named(tables: &[TopicSchema]) -> Vec<(String, TableSchema)> {
+pub(super) fn named(tables: &[TopicSchema]) -> Vec<(String, TableSchema)> {
     let table = |schema: &TopicSchema| Translation::new(schema, Dialect::Sqlite).table().clone();
     tables.iter().map(|schema| (schema.topic.clone(), table(schema))).collect()
 }

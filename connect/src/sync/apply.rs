@@ -21,12 +21,13 @@ use super::{
     control::{Answer, Ask, Control},
     feed::pause,
     parked::{Parked, ParkedKey},
+    reconcile::{gone, same_key},
     run::{Observer, retry_pause},
     schemas::Schemas,
 };
 use crate::{
     Error, ErrorKind, Result,
-    change::{Change, Value},
+    change::{Change, Op, Value},
     connector::{Sink, TopicChanges},
     converter::TopicSchema,
 };
@@ -47,6 +48,8 @@ pub(super) struct Apply {
     pub(super) sink: Box<dyn Sink>,
     pub(super) schemas: Schemas,
     pub(super) routes: Vec<Route>,
+    /// Tables of the target are never made anew: `on_existing` is `merge`.
+    pub(super) keeps_tables: bool,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) clock: Arc<dyn Clock>,
     /// Told by the source's half when there is something to apply.
@@ -356,12 +359,21 @@ impl Apply {
                     self.schemas = Schemas::load(&*self.session).await?;
                 }
                 let schema = self.schemas.of(&record)?;
-                // Rows of an older copy come again: the table was copied anew.
-                if schema.copy_id() < copy {
+                // Rows of an older copy come again: the table was copied anew. Those that were deleted do not, and are still
+                // there where the table itself was kept.
+                let older = schema.copy_id() < copy;
+                let present = &self.routes[number].schema;
+                if older && !(self.keeps_tables && same_key(schema, present)) {
                     continue;
                 }
-                if let Some(change) = schema.decode_record(&record)? {
-                    items.push(Item { schema: Arc::clone(schema), change, record });
+                let Some(change) = schema.decode_record(&record)? else { continue };
+                match (older, change.op, &record.key) {
+                    (false, ..) => items.push(Item { schema: Arc::clone(schema), change, record }),
+                    (true, Op::Delete, Some(key)) => {
+                        let Some(change) = gone(key.clone(), schema, change, present, true).change else { continue };
+                        items.push(Item { schema: Arc::clone(present), change, record });
+                    }
+                    (true, ..) => {}
                 }
             }
             next = chunk.next_offset;

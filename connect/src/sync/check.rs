@@ -24,9 +24,10 @@ pub async fn check(spec: &SyncSpec, schemas: &[TopicSchema], log_id: &str) -> Re
         Some(same) => Finding::new("target", Level::Refuse, same, Some("name another target".into())),
         None => Finding::new("target", Level::Ok, "is not the source", None),
     });
-    let to = spec.to.sink()?;
+    let to = spec.sink()?;
     let drafts: Vec<_> = tables.iter().map(|table| TopicSchema::draft(&spec.name, from.dialect(), table)).collect();
     findings.extend(to.preflight(&spec.name, log_id, &drafts).await?);
+    findings.extend(to.existing(&spec.name, log_id, &drafts).await?);
     for finding in &mut findings {
         finding.cure = finding.cure.take().map(|cure| with_file(&cure, &spec.file));
     }

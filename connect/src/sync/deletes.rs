@@ -51,12 +51,13 @@ impl Deletes {
         Ok(Self { partition, newest, offset, end })
     }
 
-    /// The next rows to delete; none where all are given out. `present` is the topic's schema now.
+    /// The next rows to delete; none where all are given out. `present` is the topic's schema now; `kept` as for [`gone`].
     pub(super) async fn next(
         &mut self,
         session: &dyn Session,
         schemas: &Schemas,
         present: &TopicSchema,
+        kept: bool,
     ) -> Result<Option<Vec<Gone>>> {
         while self.offset < self.end && !self.newest.is_empty() {
             let options = FetchOptions { max_bytes: CHUNK_BYTES, end: Some(self.end), ..FetchOptions::default() };
@@ -64,7 +65,7 @@ impl Deletes {
             self.offset = chunk.next_offset;
             let mut changes = Vec::new();
             for record in &chunk.records {
-                changes.extend(self.delete(record, schemas, present)?);
+                changes.extend(self.delete(record, schemas, present, kept)?);
             }
             if !changes.is_empty() {
                 return Ok(Some(changes));
@@ -73,12 +74,18 @@ impl Deletes {
         Ok(None)
     }
 
-    fn delete(&self, record: &FetchedRecord, schemas: &Schemas, present: &TopicSchema) -> Result<Option<Gone>> {
+    fn delete(
+        &self,
+        record: &FetchedRecord,
+        schemas: &Schemas,
+        present: &TopicSchema,
+        kept: bool,
+    ) -> Result<Option<Gone>> {
         let Some(key) = &record.key else { return Ok(None) };
         if self.newest.get(&hash_key(key)) != Some(&record.offset) {
             return Ok(None);
         }
         let Some((schema, change)) = schemas.decode(record)? else { return Ok(None) };
-        Ok((change.op != Op::Delete).then(|| gone(key.clone(), schema, change, present)))
+        Ok((change.op != Op::Delete).then(|| gone(key.clone(), schema, change, present, kept)))
     }
 }

@@ -55,6 +55,8 @@ pub(super) struct Feed {
     pub(super) schemas: Schemas,
     /// The present schema of each table.
     pub(super) tables: Vec<TopicSchema>,
+    /// As in `Apply`.
+    pub(super) keeps_tables: bool,
     pub(super) reconcilers: Vec<Option<Reconciler>>,
     pub(super) observer: Arc<dyn Observer>,
     /// Tells the other half that there is something to apply.
@@ -226,7 +228,7 @@ impl Feed {
             self.commit().await?;
         }
         let mut rows = Deletes::of(&*self.session, &self.tables[table].topic, is_gone).await?;
-        while let Some(gone) = rows.next(&*self.session, &self.schemas, &self.tables[table]).await? {
+        while let Some(gone) = rows.next(&*self.session, &self.schemas, &self.tables[table], self.keeps_tables).await? {
             for row in &gone {
                 if let (Some(known), Some(change)) = (&mut self.reconcilers[table], &row.change) {
                     known.admit(&self.tables[table], change);

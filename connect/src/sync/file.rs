@@ -6,11 +6,13 @@ use tidemill_core::{suggest::nearest, topic};
 
 use crate::{
     Error, Result,
+    connector::SinkConnector,
     endpoint::{Endpoint, Secret},
     patterns::NOT,
+    target::existing::OnExisting,
 };
 
-const KEYS: [&str; 3] = ["from", "to", "tables"];
+const KEYS: [&str; 4] = ["from", "to", "tables", "on_existing"];
 const ENDPOINT_KEYS: [&str; 2] = ["url", "password"];
 
 /// One sync of a file.
@@ -24,11 +26,21 @@ pub struct SyncSpec {
     pub to: Endpoint,
     /// Patterns of table names, and with a `!` before them of those to leave out.
     pub tables: Vec<String>,
+    /// What becomes of tables of the target that exist and that the sync does not own.
+    pub on_existing: OnExisting,
     /// The file it came from, as the user named it.
     pub file: PathBuf,
 }
 
 impl SyncSpec {
+    /// Its target.
+    ///
+    /// # Errors
+    /// As [`Endpoint::sink`].
+    pub fn sink(&self) -> Result<Box<dyn SinkConnector>> {
+        self.to.sink_with(self.on_existing)
+    }
+
     /// Whether its passwords are where the file says.
     ///
     /// # Errors
@@ -98,7 +110,20 @@ fn parse_sync(path: &Path, name: &str, value: &toml::Value) -> Result<SyncSpec> 
     if tables.iter().all(|pattern| pattern.starts_with(NOT)) {
         return Err(Error::invalid(format!("sync.{name}.tables only leaves tables out; add \"*\" for all others")));
     }
-    Ok(SyncSpec { name: name.to_owned(), from: endpoint("from")?, to: endpoint("to")?, tables, file: path.to_owned() })
+    let on_existing = table.get("on_existing").map_or(Ok(OnExisting::default()), |value| {
+        parse_on_existing(value).map_err(|e| Error::invalid(format!("sync.{name}.on_existing {}", e.message())))
+    })?;
+    let (from, to) = (endpoint("from")?, endpoint("to")?);
+    Ok(SyncSpec { name: name.to_owned(), from, to, tables, on_existing, file: path.to_owned() })
+}
+
+fn parse_on_existing(value: &toml::Value) -> Result<OnExisting> {
+    let word = value.as_str().unwrap_or_default();
+    OnExisting::parse(word).ok_or_else(|| {
+        let words = OnExisting::WORDS.map(|word| format!("{word:?}")).join(", ");
+        let hint = nearest(word, OnExisting::WORDS).map(|word| format!("; did you mean {word:?}?"));
+        Error::invalid(format!("is {value}, and may be {words}{}", hint.unwrap_or_default()))
+    })
 }
 
 fn parse_endpoint(key: &str, value: &toml::Value, folder: &Path) -> Result<Endpoint> {
@@ -146,6 +171,7 @@ mod tests {
             parsed("[sync.shop]\nfrom = 'sqlite:a.db'\nto = { url = 'sqlite:/x/b.db' }\ntables = ['*']").expect("good");
         assert_eq!(specs[0].from, Endpoint::Sqlite("dir/a.db".into()));
         assert_eq!(specs[0].to, Endpoint::Sqlite("/x/b.db".into()));
+        assert_eq!(specs[0].on_existing, OnExisting::Refuse);
     }
 
     #[test]
@@ -155,7 +181,12 @@ mod tests {
             (String::new(), "no [sync.NAME]"),
             ("[snyc.shop]".into(), "did you mean sync?"),
             (sync("tabels = 1"), "unknown key sync.shop.tabels; did you mean sync.shop.tables?"),
-            (sync("password = 1"), "known are from, to, tables"),
+            (sync("password = 1"), "known are from, to, tables, on_existing"),
+            (sync("on_existing = 'merg'"), "may be \"refuse\", \"merge\", \"replace\"; did you mean \"merge\"?"),
+            (
+                sync("on_existing = true"),
+                "sync.shop.on_existing is true, and may be \"refuse\", \"merge\", \"replace\"",
+            ),
             ("[sync.shop]\nto='sqlite:b'\ntables=['*']".into(), "sync.shop.from is missing"),
             ("[sync.shop]\nfrom='sqlite:'\nto='sqlite:b'\ntables=['*']".into(), "names no file"),
             ("[sync.shop]\nfrom=1\nto='sqlite:b'\ntables=['*']".into(), "neither a URL nor a table"),

@@ -32,7 +32,7 @@ impl Runner<'_> {
         if followed.is_empty() || new.is_empty() {
             return Ok(tables);
         }
-        let (sync, log_id, to) = (&self.spec.name, self.session.log_id(), self.spec.to.sink()?);
+        let (sync, log_id, to) = (&self.spec.name, self.session.log_id(), self.spec.sink()?);
         let drafts: Vec<_> = new.iter().map(|table| TopicSchema::draft(sync, from.dialect(), table)).collect();
         let mut findings = from.preflight(sync, &log_id, &new, false).await?;
         findings.extend(to.preflight(sync, &log_id, &drafts).await?);

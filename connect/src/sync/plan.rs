@@ -4,6 +4,7 @@ use super::{file::SyncSpec, topic_of};
 use crate::{
     Result,
     command::with_file,
+    connector::Finding,
     converter::TopicSchema,
     translate::{Translation, check_names},
 };
@@ -26,6 +27,8 @@ pub struct TablePlan {
     pub topic: String,
     /// Its full name in the target.
     pub target: String,
+    /// What becomes of the target's table; none where the target could not be asked.
+    pub existing: Option<String>,
     /// Its columns.
     pub columns: Vec<ColumnPlan>,
 }
@@ -55,11 +58,16 @@ pub async fn plan(spec: &SyncSpec) -> Result<Plan> {
     let drafts: Vec<_> = tables.iter().map(|table| TopicSchema::draft(&spec.name, from.dialect(), table)).collect();
     check_names(&drafts, to)?;
     let source = from.makes(&spec.name, &tables).iter().map(|line| with_file(line, &spec.file)).collect();
-    let tables = drafts.iter().map(|draft| table_plan(draft, &Translation::new(draft, to), &spec.name)).collect();
+    // A target that is away is no reason not to plan.
+    let sink = spec.sink()?;
+    let mut found = sink.preflight(&spec.name, "", &drafts).await.unwrap_or_default();
+    found.extend(sink.existing(&spec.name, "", &drafts).await.unwrap_or_default());
+    let table = |draft| table_plan(draft, &Translation::new(draft, to), &spec.name, &found);
+    let tables = drafts.iter().map(table).collect();
     Ok(Plan { source, tables })
 }
 
-fn table_plan(draft: &TopicSchema, translation: &Translation, sync: &str) -> TablePlan {
+fn table_plan(draft: &TopicSchema, translation: &Translation, sync: &str, found: &[Finding]) -> TablePlan {
     let (target, losses) = (translation.table(), translation.losses());
     let column = |(from, to): (&crate::change::Column, &crate::change::Column)| ColumnPlan {
         name: from.name.clone(),
@@ -72,6 +80,7 @@ fn table_plan(draft: &TopicSchema, translation: &Translation, sync: &str) -> Tab
         table: draft.table.full_name(),
         topic: topic_of(sync, &draft.table),
         target: target.full_name(),
+        existing: found.iter().find(|f| f.subject == target.full_name()).map(|f| f.message.clone()),
         columns: draft.table.columns.iter().zip(&target.columns).map(column).collect(),
     }
 }

@@ -58,10 +58,20 @@ pub(super) struct Gone {
     pub(super) change: Option<Change>,
 }
 
+/// Whether keys of both schemas are keys of the same rows.
+pub(super) fn same_key(a: &TopicSchema, b: &TopicSchema) -> bool {
+    let key = |schema: &TopicSchema| -> Vec<_> {
+        let columns = schema.table.key_columns().into_iter();
+        columns.map(|i| (schema.table.columns[i].name.clone(), schema.kinds.get(i).copied())).collect()
+    };
+    key(a) == key(b)
+}
+
 /// The delete of a row that a record has, in the topic's present schema.
-pub(super) fn gone(key: Bytes, of: &TopicSchema, change: Change, present: &TopicSchema) -> Gone {
-    if of.copy_id() != present.copy_id() {
-        // The target's table was made anew: only the topic still has the row.
+/// `kept` tells that the target keeps its tables when they are copied anew.
+pub(super) fn gone(key: Bytes, of: &TopicSchema, change: Change, present: &TopicSchema, kept: bool) -> Gone {
+    if of.copy_id() != present.copy_id() && !(kept && same_key(of, present)) {
+        // The target's table was made anew, or has no such key: only the topic still has the row.
         return Gone { key, change: None };
     }
     let before = match change.after {

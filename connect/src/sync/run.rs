@@ -41,6 +41,7 @@ use crate::{
     connector::{Copied, Finding, Follow, Level, Sink, Source, SourceConnector},
     converter::TopicSchema,
     endpoint::same_database,
+    target::existing::OnExisting,
 };
 
 pub use crate::command::shell_word;
@@ -257,7 +258,7 @@ impl Runner<'_> {
 
     async fn run(&self, stop: watch::Receiver<bool>) -> Result<()> {
         self.at_target.store(false, Ordering::Release);
-        let (from, to) = (self.spec.from.source()?, self.spec.to.sink()?);
+        let (from, to) = (self.spec.from.source()?, self.spec.sink()?);
         let tables = from.tables(&self.spec.tables).await?;
         if let Some(same) = same_database(&self.spec.from, &self.spec.to) {
             return Err(Error::conflict(same));
@@ -408,6 +409,7 @@ impl Runner<'_> {
             sink: target,
             schemas: schemas.clone(),
             routes,
+            keeps_tables: self.spec.on_existing == OnExisting::Merge,
             observer: Arc::clone(&self.observer),
             clock: Arc::clone(&self.clock),
             control: Arc::clone(&self.control),
@@ -423,6 +425,7 @@ impl Runner<'_> {
             clock: Arc::clone(&self.clock),
             schemas,
             tables,
+            keeps_tables: self.spec.on_existing == OnExisting::Merge,
             reconcilers,
             observer: Arc::clone(&self.observer),
             control: Arc::clone(&self.control),

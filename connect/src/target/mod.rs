@@ -1,6 +1,7 @@
 //! What the sinks of database servers have in common: changes folded to one a key, and the ledger of positions that
 //! keeps two workers of one sync apart.
 
+pub mod existing;
 pub mod fold;
 pub mod ledger;
 
@@ -26,7 +27,7 @@ pub enum Existing {
 ///
 /// # Errors
 /// `Conflict` names all of them.
-pub fn refuse_tables(target: &str, filled: &[String], unfit: &[String]) -> Result<()> {
+pub fn refuse_tables(target: &str, filled: &[String], unfit: &[String], merge: bool) -> Result<()> {
     let mut faults = Vec::new();
     match filled {
         [] => {}
@@ -40,6 +41,8 @@ pub fn refuse_tables(target: &str, filled: &[String], unfit: &[String]) -> Resul
     }
     match unfit {
         [] => {}
+        _ if merge => faults
+            .push(format!("what {target} has does not fit the source and cannot be merged into: {}", unfit.join(", "))),
         [one] => faults.push(format!("target table {one} in {target} is empty but not as the source would have it")),
         _ => faults.push(format!(
             "target tables {} in {target} are empty but not as the source would have them",

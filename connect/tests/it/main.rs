@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cut_test;
+mod existing;
 mod fuzz;
 mod guards;
 mod judge_test;

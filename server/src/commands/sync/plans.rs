@@ -30,6 +30,9 @@ pub async fn show(specs: &[SyncSpec]) -> anyhow::Result<ExitCode> {
 
 fn print_table(plan: &TablePlan) {
     println!("  {} from {} through topic {}", plan.target, plan.table, plan.topic);
+    if let Some(existing) = &plan.existing {
+        println!("   {existing}");
+    }
     let mut table = Table::new();
     table.load_preset(NOTHING);
     for column in &plan.columns {
