@@ -93,13 +93,13 @@ impl std::fmt::Display for Dialect {
 }
 
 impl Kind {
-    /// The kind that SQLite's rules of affinity give a declared type, with dates and times as text.
+    /// The kind that SQLite's rules of affinity give a declared type, with dates, times and JSON as text.
     pub fn of_sqlite(declared_type: &str) -> Self {
         let upper = declared_type.to_ascii_uppercase();
         let has = |parts: &[&str]| parts.iter().any(|part| upper.contains(part));
         if has(&["INT", "BOOL"]) {
             Self::Integer
-        } else if has(&["CHAR", "CLOB", "TEXT", "DATE", "TIME"]) {
+        } else if has(&["CHAR", "CLOB", "TEXT", "DATE", "TIME", "JSON"]) {
             Self::Text
         } else if has(&["BLOB"]) {
             Self::Blob
@@ -192,6 +192,7 @@ mod tests {
     fn declared_types_have_kinds() {
         for (dialect, declared, kind) in [
             (Dialect::Sqlite, "VARCHAR(10)", Kind::Text),
+            (Dialect::Sqlite, "json", Kind::Text),
             (Dialect::Sqlite, "NUMERIC(10,2)", Kind::Real),
             (Dialect::Postgres, "numeric(10,2)", Kind::Decimal),
             (Dialect::Postgres, "numeric(10,2)[]", Kind::Text),

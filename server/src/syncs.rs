@@ -188,6 +188,15 @@ impl Syncs {
         Ok(done)
     }
 
+    /// Forgets that a sync was applied, which something else removed.
+    pub async fn forget(&self, name: &str) -> Result<()> {
+        let applied = applied_of(self.session().await?.positions(OWNER).await?)?;
+        if applied.contains_key(name) {
+            self.store([(name, None)], |_| true).await?;
+        }
+        Ok(())
+    }
+
     /// How all syncs of the log are, those that nobody runs too.
     pub async fn status(&self) -> Result<Vec<Status>> {
         let now = self.log.engine().clock().now();

@@ -236,8 +236,12 @@ fn examine(found: &Found, once: bool, findings: &mut Vec<Finding>) {
         // These do not come in the order in which they are compared.
         let odd = matches!(family, Some(Family::Enum | Family::Set | Family::Json | Family::Geometry));
         if keys.contains(&i) && (odd || declared.base == "float") {
-            let message =
-                format!("key column {} is of the type {}, by which no copy goes on", column.name, declared.base);
+            let message = format!(
+                "key column {} is of the type {}, by which no copy goes on: {}",
+                column.name,
+                declared.base,
+                leave_out(&found.schema.name)
+            );
             find(Level::Refuse, message, None);
         }
         let physical = found.columns.iter().find(|physical| physical.name == column.name);

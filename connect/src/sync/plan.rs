@@ -6,6 +6,7 @@ use crate::{
     command::with_file,
     connector::Finding,
     converter::TopicSchema,
+    patterns::leave_out,
     translate::{Translation, check_names},
 };
 
@@ -27,7 +28,7 @@ pub struct TablePlan {
     pub topic: String,
     /// Its full name in the target.
     pub target: String,
-    /// What becomes of the target's table; none where the target could not be asked.
+    /// What becomes of the target's table, or why nothing does; none where the target could not be asked.
     pub existing: Option<String>,
     /// Its columns.
     pub columns: Vec<ColumnPlan>,
@@ -80,7 +81,10 @@ fn table_plan(draft: &TopicSchema, translation: &Translation, sync: &str, found:
         table: draft.table.full_name(),
         topic: topic_of(sync, &draft.table),
         target: target.full_name(),
-        existing: found.iter().find(|f| f.subject == target.full_name()).map(|f| f.message.clone()),
+        existing: match draft.table.key_columns().is_empty() {
+            true => Some(format!("refused: it has no key: make one, or {}", leave_out(&draft.table.full_name()))),
+            false => found.iter().find(|f| f.subject == target.full_name()).map(|f| f.message.clone()),
+        },
         columns: draft.table.columns.iter().zip(&target.columns).map(column).collect(),
     }
 }

@@ -1,5 +1,10 @@
 //! What each command does.
 
+/// As `println!`, for commands that go on when nobody reads.
+macro_rules! say {
+    ($($told:tt)*) => { $crate::commands::say_line(format_args!($($told)*)) };
+}
+
 mod bench;
 mod consume;
 mod demo;
@@ -82,6 +87,12 @@ async fn reach_existing(target: &Target, command: &str) -> anyhow::Result<Client
 fn count(number: u64, noun: &str) -> String {
     let end = if number == 1 { "" } else { "s" };
     format!("{number} {noun}{end}")
+}
+
+/// Writes a line to standard output. A reader that went away keeps no command from its work.
+fn say_line(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
 /// Writes to standard output; a reader that went away ends the command quietly.

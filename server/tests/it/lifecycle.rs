@@ -102,3 +102,43 @@ fn a_server_stores_no_password() {
     let stored = folder.bash("grep -rl hunter2 log || echo none").ok();
     assert_eq!(stored.trim(), "none");
 }
+
+#[test]
+fn what_is_removed_while_no_server_runs_does_not_come_back() {
+    let folder = Folder::new();
+    folder.sync_file("s");
+    folder.sql("source.db", &["create table t (id integer primary key, v text)", "insert into t values (1,'a')"]);
+    let running = server(&folder);
+    folder.run(&[&["sync", "apply", "s.toml"], &DATA[..]].concat()).ok();
+    status(&folder, in_state("following"));
+    assert_eq!(running.stop("TERM").code, Some(0));
+    folder.run(&[&["sync", "rm", "s.toml"], &DATA[..]].concat()).ok();
+    let running = server(&folder);
+    let listed = folder.run(&[&["sync", "status", "-o", "json"], &DATA[..]].concat()).ok();
+    assert_eq!(listed.trim(), "[]");
+    let left = folder.sql("source.db", &["select count(*) from sqlite_schema where type = 'trigger'"]).to_string();
+    assert!(left.contains('0'), "{left}");
+    assert_eq!(running.stop("TERM").code, Some(0));
+    // One that is not there keeps no other of its file from going.
+    let two = std::fs::read_to_string(folder.path("s.toml")).unwrap();
+    std::fs::remove_file(folder.path("replica.db")).unwrap();
+    let running = server(&folder);
+    folder.run(&[&["sync", "apply", "s.toml"], &DATA[..]].concat()).ok();
+    status(&folder, in_state("following"));
+    std::fs::write(folder.path("two.toml"), format!("{}\n{two}", two.replace("[sync.s]", "[sync.never]"))).unwrap();
+    folder.run(&[&["sync", "rm", "two.toml"], &DATA[..]].concat()).fails(3, &["never was applied"]);
+    let listed = folder.run(&[&["sync", "status", "-o", "json"], &DATA[..]].concat()).ok();
+    assert_eq!(listed.trim(), "[]");
+    assert_eq!(running.stop("TERM").code, Some(0));
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_no_sync_command() {
+    let folder = Folder::new();
+    folder.sync_file("s");
+    folder.sql("source.db", &["create table t (id integer primary key, v text)", "create table keyless (v text)"]);
+    let done = folder.bash("tidemill sync plan s.toml | (exec <&-; sleep 1); echo ${PIPESTATUS[0]}");
+    assert_eq!((done.out.as_str(), done.err.as_str()), ("0\n", ""));
+    let plan = folder.run(&["sync", "plan", "s.toml"]).ok();
+    assert!(plan.contains("refused: it has no key: make one, or leave it out by \"!keyless\""), "{plan}");
+}

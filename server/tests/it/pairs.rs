@@ -202,6 +202,56 @@ fn left_behind(place: &Place) -> Vec<String> {
 }
 
 #[test]
+fn rows_that_only_the_target_has_are_merged_with_or_replaced() {
+    let folder = Folder::with_env(&[("PAIRS_PW", PASSWORD)]);
+    let source = Place::fresh("postgres", &folder, "source");
+    let targets: Vec<_> = KINDS.iter().map(|kind| Place::fresh(kind, &folder, &format!("to_{kind}"))).collect();
+    source.exec("create table t (id int primary key, v varchar(20)); insert into t values (1, 'a'), (2, 'b');");
+    let write = |how: &str| {
+        let mut file = String::new();
+        for (kind, target) in KINDS.iter().zip(&targets) {
+            let (from, to) = (source.endpoint(ADMIN), target.endpoint(SINK));
+            writeln!(file, "[sync.{kind}]\nfrom = {from}\nto = {to}\ntables = ['*']\n{how}").unwrap();
+        }
+        std::fs::write(folder.path("s.toml"), file).unwrap();
+    };
+    let run = ["sync", "run", "s.toml", "--data-dir", "log"];
+    let follow = |more: &[&str]| {
+        let running = folder.start(&[&run[..], more].concat());
+        let all = poll(PATIENCE, || (running.err().matches("in step, following").count() == KINDS.len()).then_some(()));
+        assert!(all.is_some(), "{}", running.err());
+        assert_eq!(running.stop("TERM").code, Some(0));
+    };
+    write("");
+    folder.run(&[&run[..], &["--once"]].concat()).ok();
+    folder.run(&["sync", "rm", "s.toml", "--data-dir", "log"]).ok();
+    // They have rows now that nobody owns, and one of their own.
+    targets.iter().for_each(|target| target.exec("insert into t values (9, 'own');"));
+    folder.run(&run).fails(4, &["rows"]);
+    write("on_existing = 'merge'\n");
+    source.exec("update t set v = 'A' where id = 1;");
+    follow(&[]);
+    let extra = |wanted: bool| {
+        let verified = folder.run(&["sync", "verify", "s.toml", "--wait", "0"]);
+        let found = verified.out.matches("0 missing, 1 only in the target, 0 differ").count();
+        assert_eq!(found, if wanted { KINDS.len() } else { 0 }, "{verified:?}");
+        assert_eq!(verified.code, Some(i32::from(wanted)), "{verified:?}");
+    };
+    extra(true);
+    source.exec("delete from t where id = 2; insert into t values (3, 'c');");
+    follow(&["--recopy", "t"]);
+    extra(true);
+    folder.run(&["sync", "rm", "s.toml", "--data-dir", "log"]).ok();
+    write("on_existing = 'replace'\n");
+    follow(&[]);
+    extra(false);
+    // What it wrote itself is not dropped by the next start.
+    targets.iter().for_each(|target| target.exec("insert into t values (9, 'own');"));
+    follow(&[]);
+    extra(true);
+}
+
+#[test]
 fn a_table_that_comes_is_taken_up_or_left_out() {
     let folder = Folder::with_env(&[("PAIRS_PW", PASSWORD)]);
     let sources: Vec<_> = KINDS.iter().map(|kind| Place::fresh(kind, &folder, kind)).collect();

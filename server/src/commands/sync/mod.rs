@@ -83,7 +83,7 @@ async fn run_command(command: Sync) -> anyhow::Result<ExitCode> {
         Sync::Release { file, table, data_dir } => {
             let typed = Known::of(data_dir.as_deref()).await?.typed(&file, data_dir.as_deref());
             let done = release(&read(&file)?, &table).await?;
-            done.iter().for_each(|line| println!("{}", typed.text(line)));
+            done.iter().for_each(|line| say!("{}", typed.text(line)));
             Ok(ExitCode::SUCCESS)
         }
         Sync::Rm { file, force, log } => forget(&file, force, &log).await,
@@ -206,16 +206,16 @@ async fn examine(file: &Path, data_dir: Option<&Path>) -> anyhow::Result<ExitCod
     let typed = known.typed(file, data_dir);
     let mut refused = false;
     for spec in specs {
-        println!("sync {}: {} -> {}", spec.name, spec.from, spec.to);
+        say!("sync {}: {} -> {}", spec.name, spec.from, spec.to);
         for finding in check(&spec, &known.schemas, &known.log_id).await? {
             let mark = match finding.level {
                 Level::Ok => "ok    ",
                 Level::Warn => "warn  ",
                 Level::Refuse => "refuse",
             };
-            println!("  {mark} {}: {}", finding.subject, finding.message);
+            say!("  {mark} {}: {}", finding.subject, finding.message);
             if let Some(cure) = finding.cure {
-                println!("         {}", typed.text(&cure));
+                say!("         {}", typed.text(&cure));
             }
             refused |= finding.level == Level::Refuse;
         }
@@ -237,22 +237,22 @@ async fn compare(file: &Path, wait: Option<f64>, data_dir: Option<&Path>) -> any
             print_verdict(&name, &verdict);
             if !verdict.is_equal() {
                 let cure = format!("tidemill sync run FILE --recopy {}", shell_word(&verdict.table));
-                println!("        to copy the table anew: {}", typed.text(&cure));
+                say!("        to copy the table anew: {}", typed.text(&cure));
             }
         }
     }
-    println!("{}", if equal { "equal" } else { "not equal" });
+    say!("{}", if equal { "equal" } else { "not equal" });
     Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print_verdict(sync: &str, verdict: &Verdict) {
     let (table, diff) = (&verdict.table, &verdict.diff);
     if let Some(columns) = &verdict.columns {
-        println!("differs {sync}.{table}: other columns, rows not compared: {columns}");
+        say!("differs {sync}.{table}: other columns, rows not compared: {columns}");
     } else if verdict.is_equal() {
-        println!("ok      {sync}.{table}: {} equal", count(diff.rows, "row"));
+        say!("ok      {sync}.{table}: {} equal", count(diff.rows, "row"));
     } else {
-        println!(
+        say!(
             "differs {sync}.{table}: {} looked at, {} missing, {} only in the target, {} differ",
             count(diff.rows, "row"),
             diff.missing_rows,
@@ -260,7 +260,7 @@ fn print_verdict(sync: &str, verdict: &Verdict) {
             diff.differing_rows
         );
     }
-    verdict.lines(PRINTED_KEYS).iter().for_each(|line| println!("        {line}"));
+    verdict.lines(PRINTED_KEYS).iter().for_each(|line| say!("        {line}"));
 }
 
 async fn forget(file: &Path, force: bool, log: &Target) -> anyhow::Result<ExitCode> {
@@ -279,17 +279,34 @@ async fn forget(file: &Path, force: bool, log: &Target) -> anyhow::Result<ExitCo
     };
     let result = async {
         find_passwords(&specs)?;
+        let mut failed = None;
         for spec in &specs {
-            let session = node.session("sync rm").await?;
-            for line in remove(session, spec, force).await? {
-                println!("{line}");
-            }
+            let removed = async {
+                let done = remove(node.session("sync rm").await?, spec, force).await?;
+                // A server that starts later must not begin it anew.
+                node.syncs().forget(&spec.name).await?;
+                Ok(done)
+            };
+            told(spec, removed.await, log, &mut failed);
         }
-        anyhow::Ok(())
+        anyhow::Ok(failed)
     };
     let result = result.await;
     node.close().await?;
-    result.map(|()| ExitCode::SUCCESS)
+    Ok(result?.unwrap_or(ExitCode::SUCCESS))
+}
+
+/// Tells what was removed of one sync of a file, or why it was not: the others are removed all the same.
+fn told(spec: &SyncSpec, removed: anyhow::Result<Vec<String>>, log: &Target, failed: &mut Option<ExitCode>) {
+    match removed {
+        Ok(done) if done.is_empty() => say!("sync {}: nothing to remove", spec.name),
+        Ok(done) => done.iter().for_each(|line| say!("{line}")),
+        Err(error) => {
+            let error = Typed::by(log).file(&spec.file).error(error);
+            eprintln!("error: sync {}: {error:#}", spec.name);
+            failed.get_or_insert(ExitCode::from(exit::code(&error)));
+        }
+    }
 }
 
 /// Without its log only the capture can be removed; that is asked for, since the log may lie elsewhere.
@@ -303,8 +320,8 @@ async fn forget_without_log(specs: &[SyncSpec], force: bool, log: &Target) -> an
     }
     find_passwords(specs)?;
     for spec in specs {
-        remove_capture(spec).await?.iter().for_each(|line| println!("{line}"));
+        remove_capture(spec).await?.iter().for_each(|line| say!("{line}"));
     }
-    println!("no log in {folder}: nothing removed there, nor in the target");
+    say!("no log in {folder}: nothing removed there, nor in the target");
     Ok(ExitCode::SUCCESS)
 }

@@ -13,25 +13,25 @@ use crate::commands::count;
 pub async fn show(specs: &[SyncSpec]) -> anyhow::Result<ExitCode> {
     for spec in specs {
         let plan = plan(spec).await?;
-        println!("sync {}: {} -> {}", spec.name, spec.from, spec.to);
-        println!("makes in the source, unless it runs with --once:");
-        plan.source.iter().for_each(|line| println!("  {line}"));
-        println!("makes in the target: table _tidemill_sync for its positions, and");
+        say!("sync {}: {} -> {}", spec.name, spec.from, spec.to);
+        say!("makes in the source, unless it runs with --once:");
+        plan.source.iter().for_each(|line| say!("  {line}"));
+        say!("makes in the target: table _tidemill_sync for its positions, and");
         plan.tables.iter().for_each(print_table);
         let lossy: usize = plan.tables.iter().map(|t| t.columns.iter().filter(|c| c.loss.is_some()).count()).sum();
-        println!("no indexes but the keys', no foreign keys, no defaults");
+        say!("no indexes but the keys', no foreign keys, no defaults");
         match lossy {
-            0 => println!("nothing is lost on the way"),
-            lossy => println!("{} not held as in the source, marked above", count(lossy as u64, "column")),
+            0 => say!("nothing is lost on the way"),
+            lossy => say!("{} not held as in the source, marked above", count(lossy as u64, "column")),
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn print_table(plan: &TablePlan) {
-    println!("  {} from {} through topic {}", plan.target, plan.table, plan.topic);
+    say!("  {} from {} through topic {}", plan.target, plan.table, plan.topic);
     if let Some(existing) = &plan.existing {
-        println!("   {existing}");
+        say!("   {existing}");
     }
     let mut table = Table::new();
     table.load_preset(NOTHING);
@@ -42,5 +42,5 @@ fn print_table(plan: &TablePlan) {
         let to = if column.to.is_empty() { "no type" } else { &column.to };
         table.add_row(vec![format!("   {name}"), from.to_owned(), format!("-> {to}"), loss]);
     }
-    println!("{table}");
+    say!("{table}");
 }

@@ -13,7 +13,7 @@ use tidemill_connect::{
     },
 };
 
-use super::read;
+use super::{read, told};
 use tidemill_core::{Error, ErrorKind};
 
 use crate::{
@@ -38,22 +38,25 @@ pub async fn apply(file: &Path, recopy: Vec<String>, replace: bool, log: &Target
         Ok(error) => error.into(),
         Err(error) => error,
     })?;
-    specs.iter().for_each(|spec| println!("sync {}: {} -> {}, applied", spec.name, spec.from, spec.to));
+    specs.iter().for_each(|spec| say!("sync {}: {} -> {}, applied", spec.name, spec.from, spec.to));
     let look = Typed::by(log).text("tidemill sync status");
-    println!("the server runs them from now on, and when it starts again; to look: {look}");
+    say!("the server runs them from now on, and when it starts again; to look: {look}");
     Ok(ExitCode::SUCCESS)
 }
 
 pub async fn remove(specs: &[SyncSpec], force: bool, log: &Target) -> anyhow::Result<ExitCode> {
     let client = reach_existing(log, "sync rm").await?;
+    let mut failed = None;
     for spec in specs {
         let path = format!("/v1/syncs/{}?force={force}", spec.name);
-        let answer = client.call(Method::DELETE, &path, None).await?;
-        let done: Vec<String> = serde_json::from_value(answer["done"].clone())?;
-        done.iter().for_each(|line| println!("{line}"));
+        let removed = async {
+            let answer = client.call(Method::DELETE, &path, None).await?;
+            Ok(serde_json::from_value(answer["done"].clone())?)
+        };
+        told(spec, removed.await, log, &mut failed);
     }
     client.close().await?;
-    Ok(ExitCode::SUCCESS)
+    Ok(failed.unwrap_or(ExitCode::SUCCESS))
 }
 
 pub async fn status(file: Option<&Path>, output: StatusOutput, log: &Target) -> anyhow::Result<ExitCode> {
@@ -156,17 +159,17 @@ async fn ask(client: &Client, specs: &[SyncSpec], skipped: Option<&str>) -> anyh
         told = true;
         let keys = |name: &str| serde_json::from_value::<Vec<ParkedKey>>(answer[name].clone());
         for key in keys("released")? {
-            println!("released {} of {}", key.key, key.topic);
+            say!("released {} of {}", key.key, key.topic);
         }
         for key in keys("parked")? {
             waiting += 1;
-            println!("parked   {} of {}: {}", key.key, key.topic, key.cause);
+            say!("parked   {} of {}: {}", key.key, key.topic, key.cause);
         }
     }
     if let Some(error) = unknown.filter(|_| !told) {
         return Err(error);
     }
-    println!("{} parked", count(waiting, "row"));
+    say!("{} parked", count(waiting, "row"));
     Ok(if waiting > 0 && skipped.is_none() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
