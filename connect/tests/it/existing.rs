@@ -9,16 +9,14 @@ use tidemill_connect::{
     connector::{Level, SinkConnector, TopicChanges},
     converter::TopicSchema,
     sync::{
-        away::Side,
         check::check,
         file::{SyncSpec, load},
         plan::plan,
-        run::{Observer, RunOptions, TableStart, run},
+        run::{RunOptions, run},
     },
     types::Dialect,
 };
 use tidemill_core::{
-    Error,
     clock::{Clock, SystemClock},
     engine::{Config, Engine},
     log::{Caller, Embedded, Log},
@@ -29,18 +27,8 @@ use tokio::sync::watch;
 use crate::{
     servers::{MariaDb, PASSWORD, Postgres, SINK},
     support::{Folder, Python},
+    worker::Silent,
 };
-
-struct Silent;
-
-impl Observer for Silent {
-    fn started(&self, _: &str, _: &[TableStart]) {}
-    fn copied(&self, _: usize, _: u64) {}
-    fn finished(&self, _: usize) {}
-    fn applied(&self, _: u64) {}
-    fn caught_up(&self) {}
-    fn waiting(&self, _: Side, _: &Error) {}
-}
 
 /// A SQLite source, a log, and a target of some kind.
 struct Bench {

@@ -24,7 +24,8 @@ use tokio::sync::watch;
 
 use crate::support::{Folder, Python, tables_of};
 
-struct Silent;
+/// Nobody looks on.
+pub struct Silent;
 
 impl Observer for Silent {
     fn started(&self, _: &str, _: &[TableStart]) {}

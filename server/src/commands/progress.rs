@@ -159,7 +159,8 @@ impl Observer for SyncProgress {
     fn copied(&self, table: usize, rows: u64) {
         let shown = &self.shown;
         let so_far = shown.rows.fetch_add(rows, Ordering::Relaxed) + rows;
-        if so_far.is_multiple_of(64) {
+        // Rows come by the batch, of any size.
+        if so_far / 64 != (so_far - rows) / 64 {
             shown.bar.set_position(shown.before.load(Ordering::Relaxed) + so_far);
             let tables = shown.tables.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(name) = tables.get(table) {
