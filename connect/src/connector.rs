@@ -12,9 +12,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Result,
+    Error, Result,
     change::{Change, Row, TableSchema},
     converter::TopicSchema,
+    target::lanes::{Lane, Positions},
     types::Dialect,
 };
 
@@ -316,8 +317,8 @@ pub struct TopicChanges {
 /// Every future may be dropped at any await; the sink is then dropped too.
 #[async_trait]
 pub trait Sink: Send {
-    /// The next offset to apply, by topic, as the target has them.
-    async fn positions(&mut self) -> Result<BTreeMap<String, i64>>;
+    /// How far the target is. What an earlier connection still does is waited for.
+    async fn positions(&mut self) -> Result<Positions>;
 
     /// Whether these topics may be applied to their tables.
     ///
@@ -330,4 +331,18 @@ pub trait Sink: Send {
     /// # Errors
     /// Nothing is half applied. `Unavailable` may be tried again, on the same sink.
     async fn put(&mut self, changes: Vec<TopicChanges>, next_offsets: Vec<(String, i64)>) -> Result<()>;
+
+    /// Whether changes of this schema may be applied by lanes: its table is ready, and nothing in it ties rows of two keys
+    /// together.
+    fn may_be_dealt(&self, _schema: &TopicSchema) -> bool {
+        false
+    }
+
+    /// Opens a lane of this sink: its [`Sink::put`] gets changes of the lane's keys, and stores how far the lane is.
+    ///
+    /// # Errors
+    /// `Unsupported` where the target is written by one connection.
+    async fn lane(&mut self, _lane: Lane) -> Result<Box<dyn Sink>> {
+        Err(Error::unsupported("this target is written by one connection"))
+    }
 }

@@ -6,6 +6,10 @@
 //! row of any unique index, not only the key's: a table with another unique index is written row by row, in the log's
 //! order.
 //!
+//! A lane ([`crate::target::lanes`]) is a sink with a connection of its own that writes its part of a large batch and its
+//! own place among the positions; it makes and changes no tables. It reads what is committed, for between repeatable reads
+//! InnoDB locks gaps between rows, which belong to other lanes.
+//!
 //! # Durability
 //!
 //! When [`Sink::put`] returns, the transaction is committed; that it is on the disk needs
@@ -33,6 +37,7 @@ use crate::{
         Existing, POSITIONS,
         existing::{self, OnExisting, Writer, check_kept, refuse_written},
         fold, gone,
+        lanes::{Lane, Positions, is_lane, keys_are_exact},
         ledger::{Ledger, Stored, Turn},
         refuse_tables,
     },
@@ -45,6 +50,8 @@ pub struct MysqlSink {
     server: Server,
     ledger: Ledger,
     on_existing: OnExisting,
+    /// Of a lane: which it is, and the generation that it writes under.
+    lane: Option<(Lane, i64)>,
     /// Gone after an error.
     session: Option<Session>,
 }
@@ -102,7 +109,7 @@ where
 impl MysqlSink {
     async fn open(to: &MysqlServer, sync: &str, log_id: &str) -> Result<Self> {
         let (server, ledger) = (to.server.clone(), Ledger::new(sync, log_id));
-        let mut sink = Self { server, ledger, on_existing: to.on_existing, session: None };
+        let mut sink = Self { server, ledger, on_existing: to.on_existing, lane: None, session: None };
         let mut session = Session::open(&sink.server).await?;
         let rows = stored(&mut session.conn, sync, false).await?.unwrap_or_default();
         sink.ledger.check_owner(&sink.target(), &rows)?;
@@ -144,7 +151,7 @@ impl MysqlSink {
                 self.ledger.committed(next_offsets);
                 return Ok(());
             }
-            known = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
+            known = rows.into_iter().filter(|row| !is_lane(row)).map(|row| (row.topic.clone(), row)).collect();
             for changes in &changes {
                 self.prepare(session, &mut known, &changes.schema).await?;
             }
@@ -160,7 +167,8 @@ impl MysqlSink {
             Turn::Apply { generation } => generation,
         };
         self.ledger.settled(&rows);
-        let mut rows: HashMap<String, Stored> = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
+        let rows = rows.into_iter().filter(|row| !is_lane(row));
+        let mut rows: HashMap<String, Stored> = rows.map(|row| (row.topic.clone(), row)).collect();
         for (topic, row) in known {
             let next_offset = rows.get(&topic).map_or(0, |row| row.next_offset);
             rows.insert(topic, Stored { next_offset, ..row });
@@ -253,13 +261,44 @@ impl MysqlSink {
         let writers = writers(conn).await?;
         for other in existing::same_table(Dialect::Mysql, (self.ledger.sync(), &schema.topic), &writers) {
             let forget = format!(
-                "DELETE FROM {POSITIONS} WHERE sync = {} AND topic = {}",
+                "DELETE FROM {POSITIONS} WHERE sync = {} AND SUBSTRING_INDEX(topic, '#', 1) = {}",
                 literal(&other.sync),
                 literal(&other.topic)
             );
             run(conn, "forget who wrote a table", forget).await?;
         }
         table::drop_table(conn, translation.table()).await
+    }
+
+    /// As [`Self::apply`], in a lane.
+    async fn apply_in_lane(
+        &self,
+        session: &mut Session,
+        (lane, generation): (Lane, i64),
+        changes: Vec<TopicChanges>,
+        next_offsets: &[(String, i64)],
+    ) -> Result<()> {
+        let topics: Vec<_> = next_offsets.iter().map(|(topic, _)| literal(topic)).collect();
+        let only = format!("AND topic IN ({}) LOCK IN SHARE MODE", topics.join(","));
+        run(&mut session.conn, "begin", "START TRANSACTION").await?;
+        let rows = read_stored(&mut session.conn, self.ledger.sync(), &only).await?;
+        self.ledger.check_lane(&self.target(), &rows, topics.len(), generation)?;
+        for TopicChanges { schema, changes } in changes {
+            let prepared = match session.prepared.get(&schema.id) {
+                Some(prepared) => Arc::clone(prepared),
+                None => {
+                    let translation = Translation::new(&schema, Dialect::Mysql);
+                    let prepared = Arc::new(table::prepare(&mut session.conn, translation).await?);
+                    session.prepared.insert(schema.id, Arc::clone(&prepared));
+                    prepared
+                }
+            };
+            let steps = fold::steps(&schema, &prepared.translation, changes)?;
+            write::apply(session, &schema, &prepared, steps).await?;
+        }
+        let own = lane.rows(&rows, next_offsets, generation);
+        self.store(session, own.into_iter()).await?;
+        run(&mut session.conn, "commit", "COMMIT").await
     }
 
     async fn write_positions(
@@ -271,13 +310,29 @@ impl MysqlSink {
     ) -> Result<()> {
         let mut next: BTreeMap<&str, i64> = rows.values().map(|row| (row.topic.as_str(), row.next_offset)).collect();
         next.extend(next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)));
-        let (sync, log_id) = (literal(self.ledger.sync()), literal(self.ledger.log_id()));
-        let number = |number: Option<i64>| number.map_or("NULL".into(), |number| number.to_string());
-        let values = next.into_iter().map(|(topic, offset)| {
+        let row = |(topic, next_offset): (&str, i64)| {
             let row = rows.get(topic);
             let (copy, schema) = (row.and_then(|row| row.copy), row.and_then(|row| row.schema));
-            let (topic, copy, schema) = (literal(topic), number(copy), number(schema));
-            format!("({sync},{log_id},{topic},{offset},{copy},{schema},{generation})")
+            Stored {
+                topic: topic.to_owned(),
+                log_id: self.ledger.log_id().to_owned(),
+                next_offset,
+                copy,
+                schema,
+                generation,
+            }
+        };
+        self.store(session, next.into_iter().map(row)).await
+    }
+
+    /// Writes rows of the table of positions.
+    async fn store(&self, session: &mut Session, rows: impl Iterator<Item = Stored> + Send) -> Result<()> {
+        let sync = literal(self.ledger.sync());
+        let number = |number: Option<i64>| number.map_or("NULL".into(), |number| number.to_string());
+        let values = rows.map(|row| {
+            let (log_id, topic) = (literal(&row.log_id), literal(&row.topic));
+            let (copy, schema) = (number(row.copy), number(row.schema));
+            format!("({sync},{log_id},{topic},{},{copy},{schema},{})", row.next_offset, row.generation)
         });
         let values = values.collect::<Vec<_>>().join(",");
         if values.is_empty() {
@@ -294,9 +349,11 @@ impl MysqlSink {
 
 #[async_trait]
 impl Sink for MysqlSink {
-    async fn positions(&mut self) -> Result<BTreeMap<String, i64>> {
+    async fn positions(&mut self) -> Result<Positions> {
         let mut session = self.session().await?;
-        let rows = stored(&mut session.conn, self.ledger.sync(), false).await?.unwrap_or_default();
+        run(&mut session.conn, "read the target's positions", "START TRANSACTION").await?;
+        let rows = stored(&mut session.conn, self.ledger.sync(), true).await?.unwrap_or_default();
+        run(&mut session.conn, "read the target's positions", "COMMIT").await?;
         self.session = Some(session);
         self.ledger.check_owner(&self.target(), &rows)?;
         Ok(self.ledger.read(&rows))
@@ -315,11 +372,42 @@ impl Sink for MysqlSink {
 
     async fn put(&mut self, changes: Vec<TopicChanges>, next_offsets: Vec<(String, i64)>) -> Result<()> {
         let mut session = self.session().await?;
-        let applied = self.apply(&mut session, changes, &next_offsets).await;
+        let applied = match self.lane {
+            None => self.apply(&mut session, changes, &next_offsets).await,
+            Some(lane) => self.apply_in_lane(&mut session, lane, changes, &next_offsets).await,
+        };
         if applied.is_ok() {
             self.session = Some(session);
         }
         applied.map_err(|error| error.context(format!("apply to target {}", self.target())))
+    }
+
+    fn may_be_dealt(&self, schema: &TopicSchema) -> bool {
+        let prepared = self.session.as_ref().and_then(|session| session.prepared.get(&schema.id));
+        prepared.is_some_and(|prepared| {
+            !prepared.other_unique && keys_are_exact(prepared.translation.table(), prepared.exact_text)
+        })
+    }
+
+    async fn lane(&mut self, lane: Lane) -> Result<Box<dyn Sink>> {
+        let Some(generation) = self.ledger.generation() else {
+            return Err(Error::internal("a lane is opened beside a sink that has written"));
+        };
+        let mut session = Session::open(&self.server).await?;
+        let statements = "SELECT @@log_bin = 1 AND @@binlog_format = 'STATEMENT'";
+        let statements: Option<u8> = first(&mut session.conn, "open a lane", statements).await?;
+        if statements == Some(1) {
+            return Err(Error::unsupported("the target logs statements, and these need repeatable reads"));
+        }
+        let level = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+        run(&mut session.conn, "open a lane", level).await?;
+        Ok(Box::new(Self {
+            server: self.server.clone(),
+            ledger: Ledger::new(self.ledger.sync(), self.ledger.log_id()),
+            on_existing: self.on_existing,
+            lane: Some((lane, generation)),
+            session: Some(session),
+        }))
     }
 }
 
@@ -379,13 +467,17 @@ pub(super) async fn stored(conn: &mut Conn, sync: &str, lock: bool) -> Result<Op
     if exists.is_none() {
         return Ok(None);
     }
-    let lock = if lock { "FOR UPDATE" } else { "" };
+    read_stored(conn, sync, if lock { "FOR UPDATE" } else { "" }).await.map(Some)
+}
+
+/// Reads the sync's rows of the table of positions; `rest` says which, and their lock.
+async fn read_stored(conn: &mut Conn, sync: &str, rest: &str) -> Result<Vec<Stored>> {
     let sql = format!(
-        "SELECT topic, log_id, next_offset, `schema`, `columns`, generation FROM {POSITIONS} WHERE sync = {} {lock}",
+        "SELECT topic, log_id, next_offset, `schema`, `columns`, generation FROM {POSITIONS} WHERE sync = {} {rest}",
         literal(sync)
     );
     type Cells = (String, String, i64, Option<i64>, Option<i64>, i64);
-    let rows: Vec<Cells> = conn.query(sql).await.map_err(|e| refused(doing, &e))?;
+    let rows: Vec<Cells> = conn.query(sql).await.map_err(|e| refused("read the target's positions", &e))?;
     let row = |(topic, log_id, next_offset, copy, schema, generation): Cells| Stored {
         topic,
         log_id,
@@ -394,7 +486,7 @@ pub(super) async fn stored(conn: &mut Conn, sync: &str, lock: bool) -> Result<Op
         schema,
         generation,
     };
-    Ok(Some(rows.into_iter().map(row).collect()))
+    Ok(rows.into_iter().map(row).collect())
 }
 
 async fn make_positions(conn: &mut Conn) -> Result<()> {
@@ -481,7 +573,10 @@ async fn give_up_rows_of_others(
 ) -> Result<()> {
     let doing = "read the target's positions";
     let suffix = literal(schema.topic.strip_prefix(sync).unwrap_or(&schema.topic));
-    let others = format!("FROM {POSITIONS} WHERE sync <> {} AND topic = CONCAT(sync, {suffix})", literal(sync));
+    let others = format!(
+        "FROM {POSITIONS} WHERE sync <> {} AND SUBSTRING_INDEX(topic, '#', 1) = CONCAT(sync, {suffix})",
+        literal(sync)
+    );
     let sql = format!("SELECT sync {others} AND log_id = {} LIMIT 1", literal(log_id));
     let other: Option<String> = first(conn, doing, &sql).await?;
     if let Some(other) = other {

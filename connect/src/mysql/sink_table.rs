@@ -28,12 +28,15 @@ pub(super) struct Prepared {
     pub(super) on_duplicate: String,
     /// There is a unique index besides the key's, whose rows an upsert would overwrite.
     pub(super) other_unique: bool,
+    /// Keys that differ in a byte are two keys.
+    pub(super) exact_text: bool,
 }
 
 /// The statements of a table that is there.
 pub(super) async fn prepare(conn: &mut Conn, translation: Translation) -> Result<Prepared> {
     let table = translation.table();
     let other_unique = !unique_indexes(conn, table).await?.is_empty();
+    let exact_text = exact_text(conn, table).await?;
     let columns: Vec<String> = table.columns.iter().map(|column| identifier(&column.name)).collect();
     let key = table.key_columns();
     let others = columns.iter().enumerate().filter(|(i, _)| !key.contains(i));
@@ -42,7 +45,7 @@ pub(super) async fn prepare(conn: &mut Conn, translation: Translation) -> Result
         set.extend(key.iter().map(|&i| format!("{0} = VALUES({0})", columns[i])));
     }
     let on_duplicate = format!(" ON DUPLICATE KEY UPDATE {}", set.join(", "));
-    Ok(Prepared { name: identifier(&table.name), columns, key, on_duplicate, other_unique, translation })
+    Ok(Prepared { name: identifier(&table.name), columns, key, on_duplicate, other_unique, exact_text, translation })
 }
 
 /// Names of the table's unique indexes besides the key's.
@@ -53,6 +56,17 @@ pub(super) async fn unique_indexes(conn: &mut Conn, table: &TableSchema) -> Resu
         literal(&table.name)
     );
     conn.query(sql).await.map_err(|e| refused(&format!("look at target table {}", table.name), &e))
+}
+
+/// Whether all text of the key is compared byte by byte, spaces at its end too.
+async fn exact_text(conn: &mut Conn, table: &TableSchema) -> Result<bool> {
+    let sql = format!(
+        "SELECT COUNT(*) FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = {} \
+         AND COLUMN_KEY = 'PRI' AND COLLATION_NAME NOT IN ('utf8mb4_nopad_bin', 'utf8mb4_0900_bin')",
+        literal(&table.name)
+    );
+    let other: Option<u64> = first(conn, &format!("look at target table {}", table.name), &sql).await?;
+    Ok(other == Some(0))
 }
 
 /// A column as a table declares it. NULL is named, for a `timestamp` would refuse it otherwise.

@@ -5,6 +5,9 @@
 //! table and merged from there; the first rows of a table that is known to be empty are copied into it as they are. Where a unique index of the target refuses the
 //! merge (two rows that swap a value), the changes of that topic are applied one by one, in the log's order.
 //!
+//! A lane ([`crate::target::lanes`]) is a sink with a connection of its own that writes its part of a large batch and its
+//! own place among the positions; it makes and changes no tables.
+//!
 //! # Durability
 //!
 //! When [`Sink::put`] returns, the server has flushed the transaction: `synchronous_commit` is `on`, or what the server
@@ -12,7 +15,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -32,6 +35,7 @@ use crate::{
         Existing, POSITIONS,
         existing::{self, OnExisting, Writer, check_kept, refuse_written},
         fold, gone,
+        lanes::{Lane, Positions, is_lane, keys_are_exact},
         ledger::{Ledger, Stored, Turn},
         refuse_tables,
     },
@@ -49,8 +53,29 @@ pub struct PostgresSink {
     server: Server,
     ledger: Ledger,
     on_existing: OnExisting,
+    /// Of a lane: which it is, and the generation that it writes under.
+    lane: Option<(Lane, i64)>,
     /// Gone after an error: what it had prepared was rolled back.
     session: Option<Session>,
+}
+
+/// Tables that had no row when they were prepared and got only new ones since, by topic. A sink shares it with its lanes.
+#[derive(Clone, Default)]
+pub(super) struct Filling(Arc<Mutex<HashMap<String, bool>>>);
+
+impl Filling {
+    pub(super) fn get(&self, topic: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(topic).copied().unwrap_or(false)
+    }
+
+    pub(super) fn set(&self, topic: &str, filling: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.to_owned(), filling);
+    }
+
+    /// Says it where nothing is known yet.
+    fn begin(&self, topic: &str, filling: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(topic.to_owned()).or_insert(filling);
+    }
 }
 
 /// A connection, and what was prepared on it.
@@ -58,8 +83,7 @@ pub(super) struct Session {
     pub(super) conn: PgConnection,
     /// By the schema's number.
     prepared: HashMap<u64, Arc<Prepared>>,
-    /// Tables that had no row when they were prepared and got only new ones since, by topic.
-    pub(super) filling: HashMap<String, bool>,
+    pub(super) filling: Filling,
     /// Schemas whose temporary tables hold rows of this transaction.
     pub(super) staged: HashSet<u64>,
     /// The table of positions was there.
@@ -78,17 +102,24 @@ impl Session {
         Ok(Self {
             conn,
             prepared: HashMap::new(),
-            filling: HashMap::new(),
+            filling: Filling::default(),
             staged: HashSet::new(),
             has_positions: false,
         })
+    }
+
+    /// Prepares the statements of a table that is there.
+    async fn prepare(&mut self, schema: u64, translation: Translation) -> Result<Arc<Prepared>> {
+        let prepared = Arc::new(table::prepare(&mut self.conn, translation, self.prepared.len()).await?);
+        self.prepared.insert(schema, Arc::clone(&prepared));
+        Ok(prepared)
     }
 }
 
 impl PostgresSink {
     async fn open(to: &PostgresServer, sync: &str, log_id: &str) -> Result<Self> {
         let (server, ledger) = (to.server.clone(), Ledger::new(sync, log_id));
-        let mut sink = Self { server, ledger, on_existing: to.on_existing, session: None };
+        let mut sink = Self { server, ledger, on_existing: to.on_existing, lane: None, session: None };
         let target = sink.target();
         let mut session = Session::open(&sink.server).await?;
         let rows = stored(&mut session.conn, sync, false).await?.unwrap_or_default();
@@ -127,7 +158,8 @@ impl PostgresSink {
             Turn::Apply { generation } => generation,
         };
         self.ledger.settled(&rows);
-        let mut rows: HashMap<String, Stored> = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
+        let rows = rows.into_iter().filter(|row| !is_lane(row));
+        let mut rows: HashMap<String, Stored> = rows.map(|row| (row.topic.clone(), row)).collect();
         let count = changes.len();
         let mut ended = false;
         for (number, TopicChanges { schema, changes }) in changes.into_iter().enumerate() {
@@ -151,18 +183,52 @@ impl PostgresSink {
         Ok(())
     }
 
+    /// As [`Self::apply`], in a lane.
+    async fn apply_in_lane(
+        &self,
+        session: &mut Session,
+        (lane, generation): (Lane, i64),
+        changes: Vec<TopicChanges>,
+        next_offsets: &[(String, i64)],
+    ) -> Result<()> {
+        session.staged.clear();
+        let topics: Vec<_> = next_offsets.iter().map(|(topic, _)| literal(topic)).collect();
+        let only = format!("AND topic IN ({})", topics.join(","));
+        let begin = format!(
+            "{}; {}",
+            begin_sql(self.ledger.sync(), "pg_advisory_xact_lock_shared"),
+            stored_sql(self.ledger.sync(), &only, "FOR SHARE")
+        );
+        let rows = read_locked(&mut session.conn, begin).await?;
+        self.ledger.check_lane(&self.target(), &rows, topics.len(), generation)?;
+        let end = self.store_sql(lane.rows(&rows, next_offsets, generation).into_iter()) + "COMMIT";
+        let (count, mut ended) = (changes.len(), false);
+        for (number, TopicChanges { schema, changes }) in changes.into_iter().enumerate() {
+            let prepared = match session.prepared.get(&schema.id) {
+                Some(prepared) => Arc::clone(prepared),
+                None => {
+                    let translation = Translation::new(&schema, Dialect::Postgres);
+                    session.prepare(schema.id, translation).await?
+                }
+            };
+            let steps = fold::steps(&schema, &prepared.translation, changes)?;
+            let end = (number + 1 == count).then_some(end.as_str());
+            ended = write::apply(session, &schema, &prepared, steps, end).await?;
+        }
+        match ended {
+            true => Ok(()),
+            false => execute(&mut session.conn, "commit", end).await,
+        }
+    }
+
     /// Begins a transaction with the sync's rows of the table of positions, locked.
     async fn begin(&self, session: &mut Session) -> Result<Vec<Stored>> {
         let (conn, sync) = (&mut session.conn, self.ledger.sync());
-        // Before there are rows to lock, two workers that start at once would both find none.
-        let key = literal(&format!("tidemill/{sync}"));
-        let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtext({key}))");
+        let begin = begin_sql(sync, "pg_advisory_xact_lock");
         if session.has_positions {
-            // The lock's answer has one column.
-            let sql = format!("{begin}; {}", stored_sql(sync, true));
-            match query(conn, "begin", sql).await {
+            match read_locked(conn, format!("{begin}; {}", stored_sql(sync, "", "FOR UPDATE"))).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => execute(conn, "roll back", "ROLLBACK").await?,
-                found => return read_stored(found?.into_iter().filter(|row| row.len() > 1).collect()),
+                found => return found,
             }
         }
         execute(conn, "begin", begin).await?;
@@ -232,9 +298,8 @@ impl PostgresSink {
             generation: 0,
         };
         rows.insert(schema.topic.clone(), row);
-        let prepared = Arc::new(table::prepare(conn, translation, session.prepared.len()).await?);
-        session.filling.entry(schema.topic.clone()).or_insert(filling);
-        session.prepared.insert(schema.id, Arc::clone(&prepared));
+        let prepared = session.prepare(schema.id, translation).await?;
+        session.filling.begin(&schema.topic, filling);
         Ok(prepared)
     }
 
@@ -249,7 +314,7 @@ impl PostgresSink {
         let writers = writers(conn).await?;
         for other in existing::same_table(Dialect::Postgres, (self.ledger.sync(), &schema.topic), &writers) {
             let forget = format!(
-                "DELETE FROM public.{POSITIONS} WHERE sync = {} AND topic = {}",
+                "DELETE FROM public.{POSITIONS} WHERE sync = {} AND split_part(topic, '#', 1) = {}",
                 literal(&other.sync),
                 literal(&other.topic)
             );
@@ -262,31 +327,50 @@ impl PostgresSink {
     fn end_sql(&self, rows: &HashMap<String, Stored>, next_offsets: &[(String, i64)], generation: i64) -> String {
         let mut next: BTreeMap<&str, i64> = rows.values().map(|row| (row.topic.as_str(), row.next_offset)).collect();
         next.extend(next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)));
-        let (sync, log_id) = (literal(self.ledger.sync()), literal(self.ledger.log_id()));
-        let number = |number: Option<i64>| number.map_or("NULL".into(), |number| number.to_string());
-        let values = next.into_iter().map(|(topic, offset)| {
+        let row = |(topic, next_offset): (&str, i64)| {
             let row = rows.get(topic);
             let (copy, schema) = (row.and_then(|row| row.copy), row.and_then(|row| row.schema));
-            let (topic, copy, schema) = (literal(topic), number(copy), number(schema));
-            format!("({sync},{log_id},{topic},{offset},{copy},{schema},{generation})")
+            Stored {
+                topic: topic.to_owned(),
+                log_id: self.ledger.log_id().to_owned(),
+                next_offset,
+                copy,
+                schema,
+                generation,
+            }
+        };
+        self.store_sql(next.into_iter().map(row)) + "COMMIT"
+    }
+
+    /// Writes rows of the table of positions; nothing where there are none.
+    fn store_sql(&self, rows: impl Iterator<Item = Stored>) -> String {
+        let sync = literal(self.ledger.sync());
+        let number = |number: Option<i64>| number.map_or("NULL".into(), |number| number.to_string());
+        let values = rows.map(|row| {
+            let (log_id, topic) = (literal(&row.log_id), literal(&row.topic));
+            let (copy, schema) = (number(row.copy), number(row.schema));
+            format!("({sync},{log_id},{topic},{},{copy},{schema},{})", row.next_offset, row.generation)
         });
         let values = values.collect::<Vec<_>>().join(",");
         if values.is_empty() {
-            return "COMMIT".into();
+            return String::new();
         }
         format!(
             "INSERT INTO public.{POSITIONS} (sync, log_id, topic, next_offset, schema, columns, generation) \
              VALUES {values} ON CONFLICT (sync, topic) DO UPDATE SET next_offset = EXCLUDED.next_offset, \
-             schema = EXCLUDED.schema, columns = EXCLUDED.columns, generation = EXCLUDED.generation; COMMIT"
+             schema = EXCLUDED.schema, columns = EXCLUDED.columns, generation = EXCLUDED.generation; "
         )
     }
 }
 
 #[async_trait]
 impl Sink for PostgresSink {
-    async fn positions(&mut self) -> Result<BTreeMap<String, i64>> {
+    async fn positions(&mut self) -> Result<Positions> {
         let mut session = self.session().await?;
-        let rows = stored(&mut session.conn, self.ledger.sync(), false).await?.unwrap_or_default();
+        let begin = begin_sql(self.ledger.sync(), "pg_advisory_xact_lock");
+        execute(&mut session.conn, "read the target's positions", begin).await?;
+        let rows = stored(&mut session.conn, self.ledger.sync(), true).await?.unwrap_or_default();
+        execute(&mut session.conn, "read the target's positions", "COMMIT").await?;
         self.session = Some(session);
         self.ledger.check_owner(&self.target(), &rows)?;
         Ok(self.ledger.read(&rows))
@@ -305,11 +389,37 @@ impl Sink for PostgresSink {
 
     async fn put(&mut self, changes: Vec<TopicChanges>, next_offsets: Vec<(String, i64)>) -> Result<()> {
         let mut session = self.session().await?;
-        let applied = self.apply(&mut session, changes, &next_offsets).await;
+        let applied = match self.lane {
+            None => self.apply(&mut session, changes, &next_offsets).await,
+            Some(lane) => self.apply_in_lane(&mut session, lane, changes, &next_offsets).await,
+        };
         if applied.is_ok() {
             self.session = Some(session);
         }
         applied.map_err(|error| error.context(format!("apply to target {}", self.target())))
+    }
+
+    fn may_be_dealt(&self, schema: &TopicSchema) -> bool {
+        let prepared = self.session.as_ref().and_then(|session| session.prepared.get(&schema.id));
+        prepared.is_some_and(|prepared| {
+            !prepared.ties.rows && keys_are_exact(prepared.translation.table(), !prepared.ties.text)
+        })
+    }
+
+    async fn lane(&mut self, lane: Lane) -> Result<Box<dyn Sink>> {
+        let claimed = self.session.as_ref().zip(self.ledger.generation());
+        let Some((own, generation)) = claimed else {
+            return Err(Error::internal("a lane is opened beside a sink that has written"));
+        };
+        let mut session = Session::open(&self.server).await?;
+        session.filling = own.filling.clone();
+        Ok(Box::new(Self {
+            server: self.server.clone(),
+            ledger: Ledger::new(self.ledger.sync(), self.ledger.log_id()),
+            on_existing: self.on_existing,
+            lane: Some((lane, generation)),
+            session: Some(session),
+        }))
     }
 }
 
@@ -366,14 +476,26 @@ pub(super) async fn stored(conn: &mut PgConnection, sync: &str, lock: bool) -> R
     if query_one(conn, doing, exists).await?.is_none() {
         return Ok(None);
     }
-    read_stored(query(conn, doing, stored_sql(sync, lock)).await?).map(Some)
+    let lock = if lock { "FOR UPDATE" } else { "" };
+    read_stored(query(conn, doing, stored_sql(sync, "", lock)).await?).map(Some)
 }
 
-fn stored_sql(sync: &str, lock: bool) -> String {
-    let lock = if lock { "FOR UPDATE" } else { "" };
+/// Begins a transaction with the sync's lock, by this function. Rows are locked too, but before there are any, two workers
+/// that start at once would both find none; and who waits for a row's lock does not see the rows that a lane added.
+fn begin_sql(sync: &str, lock: &str) -> String {
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT {lock}(hashtext({}))", literal(&format!("tidemill/{sync}")))
+}
+
+/// The rows of a statement that comes after the lock's, whose answer has one column.
+async fn read_locked(conn: &mut PgConnection, sql: String) -> Result<Vec<Stored>> {
+    read_stored(query(conn, "begin", sql).await?.into_iter().filter(|row| row.len() > 1).collect())
+}
+
+/// Reads the sync's rows, `only` some, with a lock.
+fn stored_sql(sync: &str, only: &str, lock: &str) -> String {
     format!(
         "SELECT topic, log_id, next_offset::text, schema::text, columns::text, generation::text \
-         FROM public.{POSITIONS} WHERE sync = {} ORDER BY topic {lock}",
+         FROM public.{POSITIONS} WHERE sync = {} {only} ORDER BY topic {lock}",
         literal(sync)
     )
 }
@@ -464,7 +586,10 @@ impl SinkConnector for PostgresServer {
 async fn give_up_rows_of_others(conn: &mut PgConnection, sync: &str, log_id: &str, schema: &TopicSchema) -> Result<()> {
     let doing = "read the target's positions";
     let suffix = literal(schema.topic.strip_prefix(sync).unwrap_or(&schema.topic));
-    let others = format!("FROM public.{POSITIONS} WHERE sync <> {} AND topic = sync || {suffix}", literal(sync));
+    let others = format!(
+        "FROM public.{POSITIONS} WHERE sync <> {} AND split_part(topic, '#', 1) = sync || {suffix}",
+        literal(sync)
+    );
     let sql = format!("SELECT sync {others} AND log_id = {} LIMIT 1", literal(log_id));
     if let Some(other) = query_one(conn, doing, sql).await? {
         return Err(Error::conflict(format!(

@@ -34,6 +34,16 @@ pub(super) struct Prepared {
     pub(super) clear: String,
     /// `ON CONFLICT ...`.
     pub(super) on_conflict: String,
+    pub(super) ties: Ties,
+}
+
+/// What ties rows of two keys together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ties {
+    /// There is a unique index or an exclusion besides the key's.
+    pub(super) rows: bool,
+    /// Keys compare text that is not the same as equal.
+    pub(super) text: bool,
 }
 
 /// The statements of a table that is there.
@@ -60,6 +70,7 @@ pub(super) async fn prepare(conn: &mut PgConnection, translation: Translation, n
         delete: format!("DELETE FROM {name} t USING pg_temp.{gone} d WHERE {}", same.join(" AND ")),
         clear: format!("TRUNCATE pg_temp.{rows}, pg_temp.{gone}"),
         on_conflict,
+        ties: ties(conn, &name).await?,
         name,
         columns,
         key,
@@ -67,6 +78,19 @@ pub(super) async fn prepare(conn: &mut PgConnection, translation: Translation, n
     };
     execute(conn, "make temporary tables", prepared.stage.as_str()).await?;
     Ok(prepared)
+}
+
+async fn ties(conn: &mut PgConnection, name: &str) -> Result<Ties> {
+    let of = format!("i.indrelid = {}::regclass", literal(name));
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM pg_index i WHERE {of} AND NOT i.indisprimary \
+                        AND (i.indisunique OR i.indisexclusion))::text, \
+                EXISTS (SELECT 1 FROM pg_index i JOIN pg_collation c ON c.oid = ANY (i.indcollation::oid[]) \
+                        WHERE {of} AND i.indisprimary AND NOT c.collisdeterministic)::text"
+    );
+    let row = query(conn, "look at the indexes of a target table", sql).await?.into_iter().next().unwrap_or_default();
+    let mut cells = row.into_iter().map(|cell| cell.as_deref() != Some("false"));
+    Ok(Ties { rows: cells.next().unwrap_or(true), text: cells.next().unwrap_or(true) })
 }
 
 /// Makes the table, and its schema, where they are not there.

@@ -62,8 +62,8 @@ pub(super) async fn apply(
     if folded.in_order {
         return one_by_one(&mut session.conn, &work, &steps).await;
     }
-    let filling = session.filling.get(&schema.topic).copied().unwrap_or(false) && folded.only_new;
-    session.filling.insert(schema.topic.clone(), filling);
+    let filling = session.filling.get(&schema.topic) && folded.only_new;
+    session.filling.set(&schema.topic, filling);
     let mut begin = SAVEPOINT.to_owned();
     if filling {
         let conn = &mut session.conn;
@@ -71,7 +71,7 @@ pub(super) async fn apply(
         let into = format!("COPY {} ({}) FROM STDIN", prepared.name, prepared.columns.join(", "));
         match copy(conn, &into, &folded.upserts).await {
             Err(error) if is_duplicate(&error) => {
-                session.filling.insert(schema.topic.clone(), false);
+                session.filling.set(&schema.topic, false);
                 execute(conn, &work.doing, BACK).await?;
             }
             other => return other.map(|()| false).map_err(|e| named(schema, refused(&work.doing, e))),

@@ -23,7 +23,7 @@ use crate::{
     connector::{Copied, Polled, Sink, Source, TableState, TopicChanges},
     converter::TopicSchema,
     diff::key_text,
-    target::existing::OnExisting,
+    target::{existing::OnExisting, lanes::Positions},
     translate::{Translation, check_names},
     types::Dialect,
 };
@@ -384,8 +384,8 @@ impl Target {
 
 #[async_trait]
 impl Sink for Target {
-    async fn positions(&mut self) -> Result<BTreeMap<String, i64>> {
-        blocking(&mut self.sink, |sink| sink.positions()).await
+    async fn positions(&mut self) -> Result<Positions> {
+        blocking(&mut self.sink, |sink| sink.positions()).await.map(Positions::from)
     }
 
     async fn check(&mut self, tables: &[TopicSchema]) -> Result<()> {

@@ -20,6 +20,7 @@ use super::{
     away::{Away, Side},
     control::{Answer, Ask, Control},
     feed::pause,
+    lanes::Lanes,
     parked::{Parked, ParkedKey},
     reconcile::{gone, same_key},
     run::{Observer, retry_pause},
@@ -30,9 +31,10 @@ use crate::{
     change::{Change, Op, Value},
     connector::{Sink, TopicChanges},
     converter::TopicSchema,
+    target::lanes::Positions,
 };
 
-/// Bytes of records applied in one transaction of the target, unless one moment of the log has more.
+/// Bytes of records applied in one transaction of the target, unless one moment of the log has more; as much for each lane.
 const APPLY_BYTES: usize = 4 << 20;
 /// How long to wait for word from the source's half before looking anyway.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -46,6 +48,11 @@ pub(super) struct Route {
 pub(super) struct Apply {
     pub(super) session: Arc<dyn Session>,
     pub(super) sink: Box<dyn Sink>,
+    pub(super) lanes: Lanes,
+    /// Where the target was when its positions were read last.
+    pub(super) positions: Positions,
+    /// Lanes may have more than `positions` tells.
+    pub(super) unsettled: bool,
     pub(super) schemas: Schemas,
     pub(super) routes: Vec<Route>,
     /// Tables of the target are never made anew: `on_existing` is `merge`.
@@ -69,16 +76,19 @@ impl Apply {
             let partition = TopicPartition::new(&route.schema.topic, 0);
             let bounds = self.session.bounds(&[partition]).await?;
             let Some(bounds) = bounds.first() else { continue };
-            route.next_offset = positions.get(&route.schema.topic).copied().unwrap_or(bounds.log_start_offset);
-            if route.next_offset > bounds.durable_offset {
+            let topic = &route.schema.topic;
+            route.next_offset = positions.next.get(topic).copied().unwrap_or(bounds.log_start_offset);
+            let farthest = positions.farthest(topic).unwrap_or(route.next_offset);
+            if farthest > bounds.durable_offset {
                 return Err(Error::conflict(format!(
                     "the target has topic {} up to offset {}, the log ends at {}: the data directory is older than the target; \
                      restore the newer one, or name a new target, or drop its tables and copy them anew: \
                      tidemill sync run FILE --replace",
-                    route.schema.topic, route.next_offset, bounds.durable_offset
+                    route.schema.topic, farthest, bounds.durable_offset
                 )));
             }
         }
+        self.positions = positions;
         Ok(())
     }
 
@@ -132,6 +142,7 @@ impl Apply {
             Err(error) if error.kind() == ErrorKind::Conflict => error,
             other => return other,
         };
+        self.settle().await?;
         // Where the tables themselves are refused, it is not the rows.
         let newest = |route: &Route| self.schemas.newest(&route.schema.topic).unwrap_or(&route.schema).clone();
         let empty = |route: &Route| TopicChanges { schema: newest(route), changes: Vec::new() };
@@ -146,11 +157,13 @@ impl Apply {
             let next =
                 self.read(number, &partitions[number], bounds[number], &mut Taken::default(), &mut items).await?;
             applied += items.len() as u64;
+            items.retain(|item| !self.is_applied(item));
             self.put_or_park(&items).await?;
-            let topic = self.routes[number].schema.topic.clone();
+            let passed = vec![(self.routes[number].schema.topic.clone(), next)];
             // The rows are there already: applied again after a crash they come out the same.
-            self.sink.put(Vec::new(), vec![(topic, next)]).await?;
+            self.sink.put(Vec::new(), passed.clone()).await?;
             self.routes[number].next_offset = next;
+            self.positions.pass(&passed);
         }
         self.tell_parked();
         Ok(applied.max(1))
@@ -291,36 +304,68 @@ impl Apply {
 
     /// Applies one transaction's worth; tells how many records it passed.
     async fn step(&mut self, tables_made: &mut bool) -> Result<u64> {
+        self.settle().await?;
         let (partitions, ends) = self.bounds().await?;
-        let mut batch = Batch::default();
+        let (mut taken, mut items, mut next_offsets) = (Taken::default(), Vec::new(), Vec::new());
         for (number, end) in ends.iter().enumerate() {
-            let mut items = Vec::new();
-            let next = self.read(number, &partitions[number], *end, &mut batch.taken, &mut items).await?;
+            let next = self.read(number, &partitions[number], *end, &mut taken, &mut items).await?;
             if next != self.routes[number].next_offset {
-                batch.next_offsets.push((number, next));
+                next_offsets.push((number, next));
             }
-            let parked = &self.parked;
-            items.retain(|item| !parked.holds(&item.schema.topic, &item.record));
-            batch.changes.extend(grouped_owned(items));
         }
-        if !*tables_made {
-            let empty = |route: &Route| TopicChanges { schema: Arc::clone(&route.schema), changes: Vec::new() };
-            batch.changes.extend(self.routes.iter().map(empty));
-        }
-        if batch.next_offsets.is_empty() && batch.changes.is_empty() {
+        items.retain(|item| !self.parked.holds(&item.schema.topic, &item.record) && !self.is_applied(item));
+        if next_offsets.is_empty() && *tables_made {
             return Ok(0);
         }
-        self.tell_lag(&ends, batch.taken.oldest);
-        let offsets =
-            batch.next_offsets.iter().map(|(n, next)| (self.routes[*n].schema.topic.clone(), *next)).collect();
-        self.sink.put(batch.changes, offsets).await?;
+        self.tell_lag(&ends, taken.oldest);
+        let passed = next_offsets.iter().map(|(n, next)| (self.routes[*n].schema.topic.clone(), *next)).collect();
+        self.put(items, &passed, *tables_made).await?;
         *tables_made = true;
-        for (number, next) in batch.next_offsets {
+        for (number, next) in next_offsets {
             self.routes[number].next_offset = next;
         }
+        self.positions.pass(&passed);
         let all = self.routes.iter().zip(&ends).all(|(route, end)| route.next_offset >= *end);
-        self.tell_lag(&ends, batch.taken.oldest.filter(|_| !all));
-        Ok(batch.taken.records)
+        self.tell_lag(&ends, taken.oldest.filter(|_| !all));
+        Ok(taken.records)
+    }
+
+    /// Applies changes and moves the positions: by lanes where that is worth it, else in one transaction.
+    async fn put(&mut self, items: Vec<Item>, passed: &Vec<(String, i64)>, tables_made: bool) -> Result<()> {
+        let may_deal = tables_made && self.positions.are_even();
+        if may_deal && self.lanes.ready(&mut *self.sink, &items).await {
+            self.unsettled = true;
+            self.lanes.put(items, passed).await?;
+            self.sink.put(Vec::new(), passed.clone()).await?;
+            self.unsettled = false;
+            return Ok(());
+        }
+        let mut changes = grouped_owned(items);
+        if !tables_made {
+            let empty = |route: &Route| TopicChanges { schema: Arc::clone(&route.schema), changes: Vec::new() };
+            changes.extend(self.routes.iter().map(empty));
+        }
+        self.sink.put(changes, passed.clone()).await
+    }
+
+    /// After lanes failed: finds out what they have done.
+    async fn settle(&mut self) -> Result<()> {
+        if self.unsettled {
+            self.positions = self.sink.positions().await?;
+            for route in &mut self.routes {
+                if let Some(next) = self.positions.next.get(&route.schema.topic) {
+                    route.next_offset = *next;
+                }
+            }
+            self.unsettled = false;
+        }
+        Ok(())
+    }
+
+    /// Whether a lane has applied a change that the topic's position has not passed.
+    fn is_applied(&self, item: &Item) -> bool {
+        let key = item.record.key.as_deref().unwrap_or_default();
+        self.positions.hold(&item.schema.topic, key, item.record.offset)
     }
 
     /// Reads changes of one topic from where the target is up to `end`, while `taken` leaves room; where to go on.
@@ -345,7 +390,7 @@ impl Apply {
         items: &mut Vec<Item>,
     ) -> Result<i64> {
         let copy = self.routes[number].schema.copy_id();
-        while next < end && taken.bytes < APPLY_BYTES {
+        while next < end && taken.bytes < APPLY_BYTES * self.lanes.width() {
             let options = FetchOptions { max_bytes: 1 << 20, end: Some(end), ..FetchOptions::default() };
             let chunk = self.session.fetch(from, next, &options).await?;
             for record in chunk.records {
@@ -383,10 +428,10 @@ impl Apply {
 }
 
 /// A change with the record that holds it.
-struct Item {
-    schema: Arc<TopicSchema>,
-    change: Change,
-    record: FetchedRecord,
+pub(super) struct Item {
+    pub(super) schema: Arc<TopicSchema>,
+    pub(super) change: Change,
+    pub(super) record: FetchedRecord,
 }
 
 /// The last change of one key, with what it leaves untold taken from those before it.
@@ -414,18 +459,11 @@ fn grouped_owned(items: Vec<Item>) -> Vec<TopicChanges> {
 }
 
 /// Adds a change; those of one schema stand together.
-fn push(batch: &mut Vec<TopicChanges>, schema: &Arc<TopicSchema>, change: Change) {
+pub(super) fn push(batch: &mut Vec<TopicChanges>, schema: &Arc<TopicSchema>, change: Change) {
     match batch.last_mut().filter(|last| last.schema.id == schema.id) {
         Some(last) => last.changes.push(change),
         None => batch.push(TopicChanges { schema: Arc::clone(schema), changes: vec![change] }),
     }
-}
-
-#[derive(Default)]
-struct Batch {
-    changes: Vec<TopicChanges>,
-    next_offsets: Vec<(usize, i64)>,
-    taken: Taken,
 }
 
 /// How much was read of the log.

@@ -12,7 +12,11 @@ use crate::{
     target::existing::OnExisting,
 };
 
-const KEYS: [&str; 4] = ["from", "to", "tables", "on_existing"];
+const KEYS: [&str; 5] = ["from", "to", "tables", "on_existing", "connections"];
+/// How many connections apply large batches, where the file does not say.
+const CONNECTIONS: u32 = 4;
+/// And at most.
+const MAX_CONNECTIONS: u32 = 32;
 const ENDPOINT_KEYS: [&str; 2] = ["url", "password"];
 
 /// One sync of a file.
@@ -28,6 +32,8 @@ pub struct SyncSpec {
     pub tables: Vec<String>,
     /// What becomes of tables of the target that exist and that the sync does not own.
     pub on_existing: OnExisting,
+    /// How many connections apply a large batch of changes at once.
+    pub connections: u32,
     /// The file it came from, as the user named it.
     pub file: PathBuf,
 }
@@ -113,8 +119,14 @@ fn parse_sync(path: &Path, name: &str, value: &toml::Value) -> Result<SyncSpec> 
     let on_existing = table.get("on_existing").map_or(Ok(OnExisting::default()), |value| {
         parse_on_existing(value).map_err(|e| Error::invalid(format!("sync.{name}.on_existing {}", e.message())))
     })?;
+    let connections = table.get("connections").map_or(Ok(CONNECTIONS), |value| {
+        let number = value.as_integer().and_then(|number| u32::try_from(number).ok());
+        number.filter(|number| (1..=MAX_CONNECTIONS).contains(number)).ok_or_else(|| {
+            Error::invalid(format!("sync.{name}.connections is {value}, and may be 1 to {MAX_CONNECTIONS}"))
+        })
+    })?;
     let (from, to) = (endpoint("from")?, endpoint("to")?);
-    Ok(SyncSpec { name: name.to_owned(), from, to, tables, on_existing, file: path.to_owned() })
+    Ok(SyncSpec { name: name.to_owned(), from, to, tables, on_existing, connections, file: path.to_owned() })
 }
 
 fn parse_on_existing(value: &toml::Value) -> Result<OnExisting> {
@@ -181,7 +193,9 @@ mod tests {
             (String::new(), "no [sync.NAME]"),
             ("[snyc.shop]".into(), "did you mean sync?"),
             (sync("tabels = 1"), "unknown key sync.shop.tabels; did you mean sync.shop.tables?"),
-            (sync("password = 1"), "known are from, to, tables, on_existing"),
+            (sync("password = 1"), "known are from, to, tables, on_existing, connections"),
+            (sync("connections = 0"), "sync.shop.connections is 0, and may be 1 to 32"),
+            (sync("connections = 'many'"), "sync.shop.connections is \"many\", and may be 1 to 32"),
             (sync("on_existing = 'merg'"), "may be \"refuse\", \"merge\", \"replace\"; did you mean \"merge\"?"),
             (
                 sync("on_existing = true"),

@@ -25,6 +25,7 @@ mod deletes;
 mod feed;
 pub mod file;
 pub mod health;
+mod lanes;
 mod newcomers;
 pub mod parked;
 pub mod plan;

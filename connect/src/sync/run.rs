@@ -26,6 +26,7 @@ use super::{
     feed::{Feed, pause, reconcile_part},
     file::SyncSpec,
     health::{Health, state_after},
+    lanes::Lanes,
     owner_of,
     parked::{Parked, ParkedKey, dead_letters_of},
     reconcile::Reconciler,
@@ -41,7 +42,7 @@ use crate::{
     connector::{Copied, Finding, Follow, Level, Sink, Source, SourceConnector},
     converter::TopicSchema,
     endpoint::same_database,
-    target::existing::OnExisting,
+    target::{existing::OnExisting, lanes::Positions},
 };
 
 pub use crate::command::shell_word;
@@ -407,6 +408,9 @@ impl Runner<'_> {
         let mut apply = Apply {
             session: Arc::clone(&self.session),
             sink: target,
+            lanes: Lanes::new(self.spec.connections),
+            positions: Positions::default(),
+            unsettled: false,
             schemas: schemas.clone(),
             routes,
             keeps_tables: self.spec.on_existing == OnExisting::Merge,

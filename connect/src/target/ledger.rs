@@ -9,7 +9,10 @@ use std::{
     hash::{BuildHasher, Hasher},
 };
 
-use super::REPLACE;
+use super::{
+    REPLACE,
+    lanes::{Positions, is_lane},
+};
 use crate::{Error, Result};
 
 /// One row of the table: a topic of the sync.
@@ -53,13 +56,15 @@ pub struct Ledger {
     generation: Option<i64>,
     /// The generation before ours, until ours is known to be committed.
     before: Option<i64>,
+    /// Where lanes were when the positions were read.
+    lanes: BTreeMap<String, i64>,
 }
 
 impl Ledger {
     /// A ledger that knows nothing yet.
     pub fn new(sync: &str, log_id: &str) -> Self {
         let (sync, log_id) = (sync.to_owned(), log_id.to_owned());
-        Self { sync, log_id, known: None, in_doubt: None, generation: None, before: None }
+        Self { sync, log_id, known: None, in_doubt: None, generation: None, before: None, lanes: BTreeMap::new() }
     }
 
     /// The sync's name.
@@ -86,11 +91,36 @@ impl Ledger {
     }
 
     /// Takes up what the target has.
-    pub fn read(&mut self, rows: &[Stored]) -> BTreeMap<String, i64> {
-        let positions: BTreeMap<_, _> = rows.iter().map(|row| (row.topic.clone(), row.next_offset)).collect();
-        self.known = Some(positions.clone());
+    pub fn read(&mut self, rows: &[Stored]) -> Positions {
+        let positions = Positions::of(rows);
+        self.known = Some(positions.next.clone());
+        self.lanes = lanes_of(rows);
         self.in_doubt = None;
         positions
+    }
+
+    /// The generation that it has claimed.
+    pub fn generation(&self) -> Option<i64> {
+        self.generation
+    }
+
+    /// Refuses a lane of a sink that another worker has shut out; `rows` are locked.
+    ///
+    /// # Errors
+    /// `Conflict` where another worker has written since.
+    pub fn check_lane(&self, target: &str, rows: &[Stored], topics: usize, generation: i64) -> Result<()> {
+        self.check_owner(target, rows)?;
+        match rows.len() == topics && rows.iter().all(|row| row.generation == generation) {
+            true => Ok(()),
+            false => Err(self.another(target)),
+        }
+    }
+
+    fn another(&self, target: &str) -> Error {
+        Error::conflict(format!(
+            "another worker of sync {} has written to target {target} since: stop one of the two, then run the sync again",
+            self.sync
+        ))
     }
 
     /// What a transaction that would end at these offsets is to do; `rows` are locked.
@@ -100,20 +130,15 @@ impl Ledger {
     pub fn begin(&mut self, target: &str, rows: &[Stored], next_offsets: &[(String, i64)]) -> Result<Turn> {
         self.check_owner(target, rows)?;
         let present = rows.iter().map(|row| row.generation).max().unwrap_or(0);
-        let another = || {
-            Err(Error::conflict(format!(
-                "another worker of sync {} has written to target {target} since: stop one of the two, then run the sync \
-                 again",
-                self.sync
-            )))
-        };
         let generation = match self.generation {
             Some(own) if present == own => {
                 self.before = None;
                 own
             }
             Some(own) if self.before == Some(present) => own,
-            Some(_) => return another(),
+            Some(_) => return Err(self.another(target)),
+            // Before the claim an older worker's lanes may still write.
+            None if self.known.is_some() && self.lanes != lanes_of(rows) => return Err(self.another(target)),
             None => {
                 let own = next_generation(present);
                 self.before = Some(present);
@@ -135,7 +160,7 @@ impl Ledger {
             let expected = |positions: &BTreeMap<String, i64>| positions.get(topic).copied().unwrap_or(0) == present;
             let doubted = self.in_doubt.as_ref().is_some_and(|doubt| doubt.get(topic) == Some(&present));
             if !doubted && !self.known.as_ref().is_none_or(expected) {
-                return another();
+                return Err(self.another(target));
             }
         }
         Ok(Turn::Apply { generation })
@@ -157,6 +182,10 @@ impl Ledger {
         self.in_doubt = None;
         self.before = None;
     }
+}
+
+fn lanes_of(rows: &[Stored]) -> BTreeMap<String, i64> {
+    rows.iter().filter(|row| is_lane(row)).map(|row| (row.topic.clone(), row.next_offset)).collect()
 }
 
 /// A generation above another. Its low bits are by chance, so that two workers that both go on from one are told apart.
@@ -221,6 +250,28 @@ mod tests {
         let mut idle = Ledger::new("s", "L");
         idle.read(&[]);
         assert!(apply(&mut idle, &[row("a", 7, second)], 9).is_err());
+    }
+
+    #[test]
+    fn lanes_write_under_their_sinks_generation_alone() {
+        let mut ledger = Ledger::new("s", "L");
+        ledger.read(&[]);
+        let own = apply(&mut ledger, &[], 5).unwrap();
+        let lane = Ledger::new("s", "L");
+        assert!(lane.check_lane("t", &[row("a", 5, own)], 1, own).is_ok());
+        let shut_out = lane.check_lane("t", &[row("a", 5, own + (1 << 16))], 1, own);
+        assert!(shut_out.unwrap_err().to_string().contains("another worker"));
+        // The positions were removed.
+        assert!(lane.check_lane("t", &[], 1, own).is_err());
+    }
+
+    #[test]
+    fn a_lane_that_moves_before_the_claim_is_another_workers() {
+        let mut ledger = Ledger::new("s", "L");
+        ledger.read(&[row("a", 5, 1), row("a#0/2", 9, 1)]);
+        let moved = [row("a", 5, 1), row("a#0/2", 9, 1), row("a#1/2", 9, 1)];
+        assert!(apply(&mut ledger, &moved, 9).is_err());
+        assert!(apply(&mut ledger, &moved[..2], 9).is_ok());
     }
 
     #[test]

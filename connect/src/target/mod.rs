@@ -3,6 +3,7 @@
 
 pub mod existing;
 pub mod fold;
+pub mod lanes;
 pub mod ledger;
 
 use crate::{Error, Result, change::TableSchema, command::shell_word, converter::TopicSchema};

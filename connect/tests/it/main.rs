@@ -6,6 +6,7 @@ mod existing;
 mod fuzz;
 mod guards;
 mod judge_test;
+mod lanes;
 mod load_test;
 mod locks;
 mod mysql_changes;

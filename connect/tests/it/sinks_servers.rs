@@ -125,7 +125,7 @@ async fn changes_are_applied_with_their_positions() {
             target.rows("select id, v from t where id in (1,2,3,4,5000,3003,6000) order by id"),
             ["1|new", "4|~", "3003|v3", "5000|it's \\ a\ttab\nand 'quotes' 🌊"]
         );
-        assert_eq!(sink.positions().await.unwrap()["s.t"], 2008);
+        assert_eq!(sink.positions().await.unwrap().next["s.t"], 2008);
         // Many changes of all kinds, through the merge.
         let many = (0..500).map(|i| match i % 3 {
             0 => change(Op::Delete, pair(i + 100, ""), i),
@@ -163,7 +163,7 @@ async fn changes_by_the_thousand_are_one_transaction() {
         sink.put(parts, vec![("s.t".to_owned(), 20_000)]).await.unwrap();
         let left = "select case when v like 'v%' then 'v' else v end w, count(*), min(id), max(id) from t group by 1 order by 1";
         assert_eq!(target.rows(left), ["a|500|3500|3999", "b|400|3100|3499", "c|10|0|9", "v|2000|4000|5999"]);
-        assert_eq!(sink.positions().await.unwrap()["s.t"], 20_000);
+        assert_eq!(sink.positions().await.unwrap().next["s.t"], 20_000);
         // Rows that swap a value, and a row that is refused for good.
         target.query("delete from t where id < 4000");
         match &target {
@@ -184,7 +184,7 @@ async fn changes_by_the_thousand_are_one_transaction() {
         assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
         assert!(error.to_string().contains("8400"), "{error}");
         assert_eq!(target.rows("select count(*) from t"), ["2000"]);
-        assert_eq!(sink.positions().await.unwrap()["s.t"], 30_000);
+        assert_eq!(sink.positions().await.unwrap().next["s.t"], 30_000);
     }
 }
 
@@ -449,7 +449,7 @@ async fn a_cut_wire_loses_nothing_and_doubles_nothing() {
             [format!("-1|{}", ROUNDS - 1), format!("{ROUNDS}|x")]
         );
         let positions = target.open().await.positions().await.unwrap();
-        assert_eq!(positions["s.t"], ROUNDS);
+        assert_eq!(positions.next["s.t"], ROUNDS);
     }
 }
 
