@@ -19,7 +19,7 @@ soak:
 bench:
 	$(CARGO) test --release --locked -p tidemill-streams --test it speed -- --ignored --nocapture
 	$(CARGO) test --release --locked -p tidemill-sql --test it arrow_windows -- --ignored --nocapture
-	$(CARGO) test --release --locked -p tidemill-connect --test it rows_a_second -- --ignored --nocapture
+	$(CARGO) test --release --locked -p tidemill-connect --test it rows_a_second -- --ignored --nocapture --test-threads 1
 	$(CARGO) run --release --locked -p tidemill -- bench log
 
 # Syncs beside the databases' own clients and beside Kafka Connect with Debezium. Builds nothing: TIDEMILL=path names the binary.

@@ -318,8 +318,24 @@ impl Apply {
             return Ok(0);
         }
         self.tell_lag(&ends, taken.oldest);
-        let passed = next_offsets.iter().map(|(n, next)| (self.routes[*n].schema.topic.clone(), *next)).collect();
-        self.put(items, &passed, *tables_made).await?;
+        let passed: Vec<_> =
+            next_offsets.iter().map(|(n, next)| (self.routes[*n].schema.topic.clone(), *next)).collect();
+        // A batch that one transaction holds is applied in one: what a transaction of the source changed is seen at once.
+        let may_deal = taken.bytes >= APPLY_BYTES && *tables_made && self.positions.are_even();
+        if may_deal && self.lanes.ready(&mut *self.sink, &items).await {
+            self.unsettled = true;
+            self.lanes.put(items, &passed).await?;
+            self.sink.put(Vec::new(), passed.clone()).await?;
+            self.unsettled = false;
+        } else {
+            self.lanes.rest();
+            let mut changes = grouped_owned(items);
+            if !*tables_made {
+                let empty = |route: &Route| TopicChanges { schema: Arc::clone(&route.schema), changes: Vec::new() };
+                changes.extend(self.routes.iter().map(empty));
+            }
+            self.sink.put(changes, passed.clone()).await?;
+        }
         *tables_made = true;
         for (number, next) in next_offsets {
             self.routes[number].next_offset = next;
@@ -328,24 +344,6 @@ impl Apply {
         let all = self.routes.iter().zip(&ends).all(|(route, end)| route.next_offset >= *end);
         self.tell_lag(&ends, taken.oldest.filter(|_| !all));
         Ok(taken.records)
-    }
-
-    /// Applies changes and moves the positions: by lanes where that is worth it, else in one transaction.
-    async fn put(&mut self, items: Vec<Item>, passed: &Vec<(String, i64)>, tables_made: bool) -> Result<()> {
-        let may_deal = tables_made && self.positions.are_even();
-        if may_deal && self.lanes.ready(&mut *self.sink, &items).await {
-            self.unsettled = true;
-            self.lanes.put(items, passed).await?;
-            self.sink.put(Vec::new(), passed.clone()).await?;
-            self.unsettled = false;
-            return Ok(());
-        }
-        let mut changes = grouped_owned(items);
-        if !tables_made {
-            let empty = |route: &Route| TopicChanges { schema: Arc::clone(&route.schema), changes: Vec::new() };
-            changes.extend(self.routes.iter().map(empty));
-        }
-        self.sink.put(changes, passed.clone()).await
     }
 
     /// After lanes failed: finds out what they have done.

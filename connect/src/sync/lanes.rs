@@ -12,8 +12,8 @@ use crate::{
     target::lanes::Lane,
 };
 
-/// Batches of fewer records are applied by the sink alone: another transaction would cost more than it saves.
-const DEALT_RECORDS: usize = 2_000;
+/// Lanes that had nothing to do for so long are closed.
+const IDLE: Duration = Duration::from_secs(60);
 /// How long a target that gave no connection is not asked for another.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -22,13 +22,14 @@ pub(super) struct Lanes {
     of: u32,
     /// By number. None are open before the first large batch and after a failure.
     open: Vec<Option<Box<dyn Sink>>>,
+    used: Instant,
     refused: Option<Instant>,
 }
 
 impl Lanes {
     /// At most so many lanes; 1 is none beside the sink itself.
     pub(super) fn new(of: u32) -> Self {
-        Self { of, open: Vec::new(), refused: None }
+        Self { of, open: Vec::new(), used: Instant::now(), refused: None }
     }
 
     /// How many times as much as a sink alone takes a batch may hold.
@@ -36,10 +37,17 @@ impl Lanes {
         if self.open.is_empty() { 1 } else { self.of as usize }
     }
 
+    /// Closes lanes that nobody needs any more.
+    pub(super) fn rest(&mut self) {
+        if self.used.elapsed() > IDLE {
+            self.open.clear();
+        }
+    }
+
     /// Whether these changes may be dealt, and lanes are open for them.
     pub(super) async fn ready(&mut self, sink: &mut dyn Sink, items: &[Item]) -> bool {
         let rests = self.refused.is_some_and(|since| since.elapsed() < ASK_AGAIN);
-        if self.of < 2 || rests || items.len() < DEALT_RECORDS {
+        if self.of < 2 || rests {
             return false;
         }
         let mut known = None;
@@ -85,6 +93,7 @@ impl Lanes {
             let key = item.record.key.as_deref().unwrap_or_default();
             push(&mut parts[Lane::number_of(key, self.of) as usize], &item.schema, item.change);
         }
+        self.used = Instant::now();
         let mut at_work = JoinSet::new();
         for (number, (lane, part)) in std::mem::take(&mut self.open).into_iter().zip(parts).enumerate() {
             let next_offsets = next_offsets.to_vec();

@@ -178,7 +178,7 @@ mod tests {
         let lane = Lane { number: 0, of: 1 }.rows(&[row("s.t", 10)], &[("s.t".into(), 20)], 1).remove(0);
         let hold = |next| Positions::of(&[row("s.t", next), lane.clone()]).hold("s.t", b"k", 15);
         assert!(hold(10) && hold(14) && !hold(9) && !hold(20));
-        assert!(Positions::of(&[lane.clone()]).are_even());
+        assert!(Positions::of(std::slice::from_ref(&lane)).are_even());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tidemill_connect::{
@@ -243,7 +243,7 @@ async fn a_lane_under_way_is_waited_for() {
         let (held, gone) = (part(2, 1)[0].key[0].clone(), Arc::new(AtomicBool::new(false)));
         let Value::Integer(held) = held else { panic!("not a number") };
         let (client, told) = (target.clone(), Arc::clone(&gone));
-        let holds = std::thread::spawn(move || {
+        let holds = tokio::task::spawn_blocking(move || {
             let sleep = match client {
                 Target::Postgres(_) => "select pg_sleep(2)",
                 Target::Maria(_) => "select sleep(2)",
@@ -260,7 +260,7 @@ async fn a_lane_under_way_is_waited_for() {
         let positions = next.positions().await.unwrap();
         assert!(gone.load(Ordering::Acquire), "the positions were read while a lane was under way");
         writes.await.unwrap().unwrap();
-        holds.join().unwrap();
+        holds.await.unwrap();
         assert_eq!(positions.farthest("s.public.t"), Some(2 * ROWS), "{}", target.url());
     }
 }
@@ -309,10 +309,10 @@ impl Observer for Told {
     }
 }
 
-fn sync_file(folder: &Folder, target: &Target) -> SyncSpec {
+fn sync_file(folder: &Folder, target: &Target, more: &str) -> SyncSpec {
     let file = folder.path("sync.toml");
     let to = format!("{{ url = '{}', password = '{PASSWORD}' }}", target.url());
-    let text = format!("[sync.s]\nfrom = 'sqlite:source.db'\nto = {to}\ntables = ['*']\n");
+    let text = format!("[sync.s]\nfrom = 'sqlite:source.db'\nto = {to}\ntables = ['*']\n{more}\n");
     std::fs::write(&file, text).unwrap();
     load(&file).unwrap().remove(0)
 }
@@ -321,18 +321,28 @@ fn sync_file(folder: &Folder, target: &Target) -> SyncSpec {
 /// an older one.
 #[tokio::test(flavor = "multi_thread")]
 async fn lanes_that_die_lose_nothing_and_double_nothing() {
-    const ROUNDS: i64 = 12;
+    lanes_die(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a soak"]
+async fn soak_lanes_that_die() {
+    let rounds = std::env::var("TIDEMILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+    lanes_die(rounds.unwrap_or(50)).await;
+}
+
+async fn lanes_die(rounds: i64) {
     const KILLS: u32 = 3;
     for target in Target::both() {
         let (folder, mut python) = (Folder::new(), Python::start());
         let source = folder.path("source.db");
         let rows = "with recursive n(i) as (select 0 union all select i + 1 from n where i < 9999) \
-                    insert into t select i, 0 from n";
-        python.sql(&source, &["create table t(id integer primary key, v integer)", rows]);
+                    insert into t select i, 0, printf('%0500d', i) from n";
+        python.sql(&source, &["create table t(id integer primary key, v integer, filler text)", rows]);
         let (clock, storage) = (Arc::new(SystemClock::default()), Arc::new(OsStorage));
         let engine = Engine::open(&folder.path("data"), Config::default(), storage, clock).unwrap();
         let session = Embedded::new(Arc::new(engine)).session(Caller::internal("test")).await.unwrap();
-        let (spec, told) = (sync_file(&folder, &target), Arc::new(Told::default()));
+        let (spec, told) = (sync_file(&folder, &target, ""), Arc::new(Told::default()));
         let (stop, stopped) = watch::channel(false);
         let observer = Arc::clone(&told);
         let run = tokio::spawn(async move {
@@ -344,7 +354,7 @@ async fn lanes_that_die_lose_nothing_and_double_nothing() {
         wait(|| has(0), &target).await;
         target.watch_values();
         let mut killed = 0;
-        for round in 1..=ROUNDS {
+        for round in 1..=rounds {
             python.sql(&source, &["update t set v = v + 1"]);
             let mut kills = 0..KILLS;
             wait(
@@ -364,8 +374,63 @@ async fn lanes_that_die_lose_nothing_and_double_nothing() {
         assert!(lanes[0] != "0", "no batch was dealt to lanes");
         assert!(killed > 10 && told.waits.load(Ordering::Relaxed) > 3, "{killed} connections were killed");
         assert_eq!(told.parked.lock().unwrap().len(), 0);
-        assert_eq!(target.rows("select count(*), min(v), max(v) from t"), [format!("10000|{ROUNDS}|{ROUNDS}")]);
+        assert_eq!(target.rows("select count(*), min(v), max(v) from t"), [format!("10000|{rounds}|{rounds}")]);
         assert_eq!(target.rows("select * from backwards limit 3"), [""; 0]);
+    }
+}
+
+/// A SQLite source of some rows of 500 bytes, copied once.
+async fn copy_once(target: &Target, count: u32, more: &str) {
+    let (folder, mut python) = (Folder::new(), Python::start());
+    let rows = format!(
+        "with recursive n(i) as (select 1 union all select i + 1 from n where i < {count}) \
+         insert into t select i, 0, printf('%0500d', i) from n"
+    );
+    let make = "create table t(id integer primary key, v integer, filler text)";
+    python.sql(&folder.path("source.db"), &[make, &rows]);
+    let (clock, storage) = (Arc::new(SystemClock::default()), Arc::new(OsStorage));
+    let engine = Engine::open(&folder.path("data"), Config::default(), storage, clock).unwrap();
+    let session = Embedded::new(Arc::new(engine)).session(Caller::internal("test")).await.unwrap();
+    let options = RunOptions { once: true, ..RunOptions::default() };
+    let (_told, stop) = watch::channel(false);
+    let (spec, clock) = (sync_file(&folder, target, more), Arc::new(SystemClock::default()));
+    run(session, clock, &spec, &options, Arc::new(Told::default()), Arc::default(), stop).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_gives_no_more_connections_is_written_by_one() {
+    for (limit, dealt) in [(3, "0"), (20, "4")] {
+        let db = Postgres::shared().fresh_database();
+        let admin = |sql: &str| Postgres::shared().query_as(ADMIN, &db, sql).unwrap();
+        admin(&format!("alter database {db} connection limit {limit}"));
+        copy_once(&Target::Postgres(db.clone()), 40_000, "").await;
+        assert_eq!(admin("select count(*) from t")[0][0].as_deref(), Some("40000"));
+        let lanes = admin("select count(*) from _tidemill_sync where topic like '%#%'");
+        assert_eq!(lanes[0][0].as_deref(), Some(dealt), "connection limit {limit}");
+    }
+}
+
+/// Rows a second into a target that waits for its disk: a trigger sleeps 1 ms at every tenth row.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn rows_a_second_into_a_slow_target() {
+    const COUNT: u32 = 60_000;
+    println!("{COUNT} rows of 500 bytes, made and copied from SQLite; the target sleeps 1 ms at every tenth row");
+    for connections in [1, 2, 4, 8] {
+        let target = Target::Postgres(Postgres::shared().fresh_database());
+        for sql in [
+            "create table t (id bigint not null primary key, v bigint, filler text)",
+            "create function slow() returns trigger language plpgsql as $$ begin if new.id % 10 = 0 then \
+             perform pg_sleep(0.001); end if; return new; end $$",
+            "create trigger slow before insert or update on t for each row execute function slow()",
+        ] {
+            target.rows(sql);
+        }
+        let begun = Instant::now();
+        copy_once(&target, COUNT, &format!("on_existing = 'merge'\nconnections = {connections}")).await;
+        let seconds = begun.elapsed().as_secs_f64();
+        assert_eq!(target.rows("select count(*) from t"), [COUNT.to_string()]);
+        println!("connections = {connections}: {:>8.0} rows/s", f64::from(COUNT) / seconds);
     }
 }
 
