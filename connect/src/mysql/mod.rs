@@ -14,7 +14,7 @@
 //! | `ddl` | what statements in the binlog mean for tables |
 //! | `position`, `gtid` | how far a follower is |
 //! | `stop` | why it stops |
-//! | [`sink`], `sink_table`, `sink_write`, `sink_preflight` | such a database as a target |
+//! | [`sink`], `sink_connector`, `sink_positions`, `sink_table`, `sink_write`, `sink_preflight` | such a database as a target |
 
 mod bind;
 mod binlog;
@@ -30,6 +30,8 @@ mod position;
 mod preflight;
 mod reader;
 pub mod sink;
+mod sink_connector;
+mod sink_positions;
 mod sink_preflight;
 mod sink_table;
 mod sink_write;

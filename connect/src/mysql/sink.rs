@@ -15,31 +15,30 @@
 //! When [`Sink::put`] returns, the transaction is committed; that it is on the disk needs
 //! `innodb_flush_log_at_trx_commit = 1`, the server's default, which preflight looks at.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use mysql_async::{Conn, prelude::Queryable};
 
 use super::{
     endpoint::{MysqlServer, connect},
+    sink_positions::{make_positions, read_stored, stored, writers},
     sink_table::{self as table, Prepared},
     sink_write::{self as write, literal, refused, run},
 };
 use crate::{
     Error, Result,
-    connector::{Finding, Sink, SinkConnector, SourceConnector, TableReader, TopicChanges},
+    change::TableSchema,
+    connector::{Sink, TopicChanges},
     converter::TopicSchema,
     endpoint::Server,
     target::{
         Existing, POSITIONS,
-        existing::{self, OnExisting, Writer, check_kept, refuse_written},
-        fold, gone,
+        existing::{OnExisting, Writer},
+        fold,
         lanes::{Lane, Positions, is_lane, keys_are_exact},
         ledger::{Ledger, Stored, Turn},
-        refuse_tables,
+        tables::{Owner, Tables},
     },
     translate::{Translation, check_names},
     types::Dialect,
@@ -91,6 +90,65 @@ impl Session {
         let max_packet = usize::try_from(packet.unwrap_or(1 << 20)).unwrap_or(1 << 20);
         Ok(Self { conn, collation, max_packet, prepared: HashMap::new(), filling: HashMap::new() })
     }
+
+    /// Prepares the statements of a table that is there.
+    async fn prepare(&mut self, schema: u64, translation: Translation) -> Result<Arc<Prepared>> {
+        let prepared = Arc::new(table::prepare(&mut self.conn, translation).await?);
+        self.prepared.insert(schema, Arc::clone(&prepared));
+        Ok(prepared)
+    }
+
+    fn tables(&mut self) -> MysqlTables<'_> {
+        MysqlTables { conn: &mut self.conn, collation: self.collation }
+    }
+}
+
+/// The target's tables on a connection of the sink.
+struct MysqlTables<'a> {
+    conn: &'a mut Conn,
+    collation: &'static str,
+}
+
+#[async_trait]
+impl Tables for MysqlTables<'_> {
+    const DIALECT: Dialect = Dialect::Mysql;
+
+    async fn inspect(&mut self, table: &TableSchema) -> Result<Option<TableSchema>> {
+        Ok(table::inspect(self.conn, table).await?.map(|found| found.table))
+    }
+
+    async fn state(&mut self, table: &TableSchema) -> Result<Existing> {
+        table::state(self.conn, table).await
+    }
+
+    async fn unfit(&mut self, table: &TableSchema) -> Result<Option<String>> {
+        table::unfit(self.conn, table).await
+    }
+
+    async fn create(&mut self, table: &TableSchema) -> Result<()> {
+        table::create(self.conn, table, self.collation).await
+    }
+
+    async fn drop_table(&mut self, table: &TableSchema) -> Result<()> {
+        table::drop_table(self.conn, table).await
+    }
+
+    async fn evolve(&mut self, table: &TableSchema) -> Result<()> {
+        table::evolve(self.conn, table).await
+    }
+
+    async fn writers(&mut self) -> Result<Vec<Writer>> {
+        writers(self.conn).await
+    }
+
+    async fn forget(&mut self, sync: &str, topic: &str) -> Result<()> {
+        let forget = format!(
+            "DELETE FROM {POSITIONS} WHERE sync = {} AND SUBSTRING_INDEX(topic, '#', 1) = {}",
+            literal(sync),
+            literal(topic)
+        );
+        run(self.conn, "forget who wrote a table", forget).await
+    }
 }
 
 async fn is_mariadb(conn: &mut Conn) -> Result<bool> {
@@ -107,7 +165,7 @@ where
 }
 
 impl MysqlSink {
-    async fn open(to: &MysqlServer, sync: &str, log_id: &str) -> Result<Self> {
+    pub(super) async fn open(to: &MysqlServer, sync: &str, log_id: &str) -> Result<Self> {
         let (server, ledger) = (to.server.clone(), Ledger::new(sync, log_id));
         let mut sink = Self { server, ledger, on_existing: to.on_existing, lane: None, session: None };
         let mut session = Session::open(&sink.server).await?;
@@ -183,7 +241,7 @@ impl MysqlSink {
             let steps = fold::steps(&schema, &prepared.translation, changes)?;
             write::apply(session, &schema, &prepared, steps).await?;
         }
-        self.write_positions(session, &rows, next_offsets, generation).await?;
+        self.store(session, &self.ledger.rows_to_store(&rows, next_offsets, generation)).await?;
         self.ledger.committing(next_offsets);
         run(&mut session.conn, "commit", "COMMIT").await?;
         self.ledger.committed(next_offsets);
@@ -201,73 +259,16 @@ impl MysqlSink {
             return Ok(());
         }
         let translation = Translation::new(schema, Dialect::Mysql);
-        let wanted = translation.table().clone();
-        let conn = &mut session.conn;
-        let (copy, own) = (schema.copy_id().cast_signed(), schema.id.cast_signed());
-        let stored = rows.get(&schema.topic);
-        let ours = stored.is_some_and(|row| row.copy.is_some());
-        let mut applied = stored.and_then(|row| row.schema).unwrap_or(own);
-        let same_copy = ours && stored.and_then(|row| row.copy) == Some(copy);
-        let found = if ours { table::inspect(conn, &wanted).await? } else { None };
-        let mut filling = false;
-        match found {
-            Some(_) if same_copy => {
-                if applied < own {
-                    table::evolve(conn, &wanted).await?;
-                    applied = own;
-                }
-            }
-            None if same_copy => return Err(gone(schema, &self.target())),
-            // Another copy begins. Rows that only the target has would go with the table.
-            Some(found) if self.on_existing == OnExisting::Merge => {
-                check_kept(&wanted, &found.table, |_| true)?;
-                table::evolve(conn, &wanted).await?;
-                applied = own;
-            }
-            _ => {
-                if ours {
-                    table::drop_table(conn, &wanted).await?;
-                } else {
-                    self.take_over(conn, schema, &translation).await?;
-                }
-                table::create(conn, &wanted, session.collation).await?;
-                filling = table::state(conn, &wanted).await? != Existing::WithRows;
-                applied = own;
-            }
-        }
-        let row = Stored {
-            topic: schema.topic.clone(),
-            log_id: self.ledger.log_id().to_owned(),
-            next_offset: stored.map_or(0, |row| row.next_offset),
-            copy: Some(copy),
-            schema: Some(applied),
-            generation: 0,
-        };
+        let (target, stored) = (self.target(), rows.get(&schema.topic));
+        let (row, empty) = self.owner(&target).make_ready(&mut session.tables(), stored, schema, &translation).await?;
         rows.insert(schema.topic.clone(), row);
-        let prepared = Arc::new(table::prepare(conn, translation).await?);
-        session.filling.entry(schema.topic.clone()).or_insert(filling);
-        session.prepared.insert(schema.id, prepared);
+        session.prepare(schema.id, translation).await?;
+        session.filling.entry(schema.topic.clone()).or_insert(empty);
         Ok(())
     }
 
-    /// Makes room for a table that the sync does not own yet, or finds that what is there may stay.
-    async fn take_over(&self, conn: &mut Conn, schema: &TopicSchema, translation: &Translation) -> Result<()> {
-        let tables = [(schema.topic.clone(), translation.clone())];
-        check_tables(conn, &self.target(), (&self.ledger, self.on_existing), &tables, &[]).await?;
-        if self.on_existing != OnExisting::Replace {
-            return Ok(());
-        }
-        // What is left of writers are those of other logs.
-        let writers = writers(conn).await?;
-        for other in existing::same_table(Dialect::Mysql, (self.ledger.sync(), &schema.topic), &writers) {
-            let forget = format!(
-                "DELETE FROM {POSITIONS} WHERE sync = {} AND SUBSTRING_INDEX(topic, '#', 1) = {}",
-                literal(&other.sync),
-                literal(&other.topic)
-            );
-            run(conn, "forget who wrote a table", forget).await?;
-        }
-        table::drop_table(conn, translation.table()).await
+    fn owner<'a>(&'a self, target: &'a str) -> Owner<'a> {
+        Owner { target, ledger: &self.ledger, on_existing: self.on_existing }
     }
 
     /// As [`Self::apply`], in a lane.
@@ -286,55 +287,18 @@ impl MysqlSink {
         for TopicChanges { schema, changes } in changes {
             let prepared = match session.prepared.get(&schema.id) {
                 Some(prepared) => Arc::clone(prepared),
-                None => {
-                    let translation = Translation::new(&schema, Dialect::Mysql);
-                    let prepared = Arc::new(table::prepare(&mut session.conn, translation).await?);
-                    session.prepared.insert(schema.id, Arc::clone(&prepared));
-                    prepared
-                }
+                None => session.prepare(schema.id, Translation::new(&schema, Dialect::Mysql)).await?,
             };
             let steps = fold::steps(&schema, &prepared.translation, changes)?;
             write::apply(session, &schema, &prepared, steps).await?;
         }
-        let own = lane.rows(&rows, next_offsets, generation);
-        self.store(session, own.into_iter()).await?;
+        self.store(session, &lane.rows(&rows, next_offsets, generation)).await?;
         run(&mut session.conn, "commit", "COMMIT").await
     }
 
-    async fn write_positions(
-        &self,
-        session: &mut Session,
-        rows: &HashMap<String, Stored>,
-        next_offsets: &[(String, i64)],
-        generation: i64,
-    ) -> Result<()> {
-        let mut next: BTreeMap<&str, i64> = rows.values().map(|row| (row.topic.as_str(), row.next_offset)).collect();
-        next.extend(next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)));
-        let row = |(topic, next_offset): (&str, i64)| {
-            let row = rows.get(topic);
-            let (copy, schema) = (row.and_then(|row| row.copy), row.and_then(|row| row.schema));
-            Stored {
-                topic: topic.to_owned(),
-                log_id: self.ledger.log_id().to_owned(),
-                next_offset,
-                copy,
-                schema,
-                generation,
-            }
-        };
-        self.store(session, next.into_iter().map(row)).await
-    }
-
     /// Writes rows of the table of positions.
-    async fn store(&self, session: &mut Session, rows: impl Iterator<Item = Stored> + Send) -> Result<()> {
-        let sync = literal(self.ledger.sync());
-        let number = |number: Option<i64>| number.map_or("NULL".into(), |number| number.to_string());
-        let values = rows.map(|row| {
-            let (log_id, topic) = (literal(&row.log_id), literal(&row.topic));
-            let (copy, schema) = (number(row.copy), number(row.schema));
-            format!("({sync},{log_id},{topic},{},{copy},{schema},{})", row.next_offset, row.generation)
-        });
-        let values = values.collect::<Vec<_>>().join(",");
+    async fn store(&self, session: &mut Session, rows: &[Stored]) -> Result<()> {
+        let values = self.ledger.values_sql(rows, literal);
         if values.is_empty() {
             return Ok(());
         }
@@ -363,9 +327,9 @@ impl Sink for MysqlSink {
         check_names(tables, Dialect::Mysql)?;
         let mut session = self.session().await?;
         let rows = stored(&mut session.conn, self.ledger.sync(), false).await?.unwrap_or_default();
-        let tables: Vec<_> = tables.iter().map(|s| (s.topic.clone(), Translation::new(s, Dialect::Mysql))).collect();
-        let checked =
-            check_tables(&mut session.conn, &self.target(), (&self.ledger, self.on_existing), &tables, &rows).await;
+        let tables: Vec<_> = tables.iter().map(|s| (s.topic.as_str(), Translation::new(s, Dialect::Mysql))).collect();
+        let target = self.target();
+        let checked = self.owner(&target).check(&mut session.tables(), &tables, &rows).await;
         self.session = Some(session);
         checked
     }
@@ -408,185 +372,5 @@ impl Sink for MysqlSink {
             lane: Some((lane, generation)),
             session: Some(session),
         }))
-    }
-}
-
-/// Refuses tables that hold rows of others, or are empty but of another shape.
-async fn check_tables(
-    conn: &mut Conn,
-    target: &str,
-    (ledger, on_existing): (&Ledger, OnExisting),
-    tables: &[(String, Translation)],
-    stored: &[Stored],
-) -> Result<()> {
-    let (mut filled, mut unfit) = (Vec::new(), Vec::new());
-    let writers = writers(conn).await?;
-    for (topic, translation) in tables {
-        if stored.iter().any(|row| row.topic == *topic && row.copy.is_some()) {
-            continue;
-        }
-        let wanted = translation.table();
-        let existing = table::state(conn, wanted).await?;
-        if existing != Existing::No {
-            let own = (ledger.sync(), topic.as_str());
-            refuse_written(on_existing, ledger.log_id(), Dialect::Mysql, own, wanted, &writers)?;
-        }
-        if on_existing.refuses(existing) {
-            filled.push(wanted.full_name());
-        } else if on_existing.keeps(existing)
-            && let Some(why) = table::unfit(conn, wanted).await?
-        {
-            unfit.push(format!("{} ({why})", wanted.full_name()));
-        }
-    }
-    refuse_tables(target, &filled, &unfit, on_existing == OnExisting::Merge)
-}
-
-/// All syncs that write to the target, with their topics that have tables.
-pub(super) async fn writers(conn: &mut Conn) -> Result<Vec<Writer>> {
-    let doing = "read the target's positions";
-    let exists = format!(
-        "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = '{POSITIONS}'"
-    );
-    let exists: Option<u8> = first(conn, doing, &exists).await?;
-    if exists.is_none() {
-        return Ok(Vec::new());
-    }
-    let sql = format!("SELECT sync, log_id, topic FROM {POSITIONS} WHERE `schema` IS NOT NULL");
-    let rows: Vec<(String, String, String)> = conn.query(sql).await.map_err(|e| refused(doing, &e))?;
-    Ok(rows.into_iter().map(|(sync, log_id, topic)| Writer { sync, log_id, topic }).collect())
-}
-
-/// The sync's rows of the table of positions, locked where asked; `None` without the table.
-pub(super) async fn stored(conn: &mut Conn, sync: &str, lock: bool) -> Result<Option<Vec<Stored>>> {
-    let doing = "read the target's positions";
-    let exists = format!(
-        "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = '{POSITIONS}'"
-    );
-    let exists: Option<u8> = first(conn, doing, &exists).await?;
-    if exists.is_none() {
-        return Ok(None);
-    }
-    read_stored(conn, sync, if lock { "FOR UPDATE" } else { "" }).await.map(Some)
-}
-
-/// Reads the sync's rows of the table of positions; `rest` says which, and their lock.
-async fn read_stored(conn: &mut Conn, sync: &str, rest: &str) -> Result<Vec<Stored>> {
-    let sql = format!(
-        "SELECT topic, log_id, next_offset, `schema`, `columns`, generation FROM {POSITIONS} WHERE sync = {} {rest}",
-        literal(sync)
-    );
-    type Cells = (String, String, i64, Option<i64>, Option<i64>, i64);
-    let rows: Vec<Cells> = conn.query(sql).await.map_err(|e| refused("read the target's positions", &e))?;
-    let row = |(topic, log_id, next_offset, copy, schema, generation): Cells| Stored {
-        topic,
-        log_id,
-        next_offset,
-        copy,
-        schema,
-        generation,
-    };
-    Ok(rows.into_iter().map(row).collect())
-}
-
-async fn make_positions(conn: &mut Conn) -> Result<()> {
-    // A key of InnoDB has at most 3072 bytes, and a character counts as four of them.
-    let sql = format!(
-        "CREATE TABLE IF NOT EXISTS {POSITIONS} (sync varchar(128) NOT NULL, log_id varchar(128) NOT NULL, \
-         topic varchar(512) NOT NULL, next_offset bigint NOT NULL, `schema` bigint, `columns` bigint, \
-         generation bigint NOT NULL, PRIMARY KEY (sync, topic)) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 \
-         COLLATE = utf8mb4_bin"
-    );
-    run(conn, "make the table of positions", sql).await
-}
-
-#[async_trait]
-impl SinkConnector for MysqlServer {
-    fn dialect(&self) -> Dialect {
-        Dialect::Mysql
-    }
-
-    async fn preflight(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<Vec<Finding>> {
-        super::sink_preflight::preflight(self, sync, log_id, tables).await
-    }
-
-    async fn open(&self, sync: &str, log_id: &str) -> Result<Box<dyn Sink>> {
-        Ok(Box::new(MysqlSink::open(self, sync, log_id).await?))
-    }
-
-    async fn replace(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<(Box<dyn Sink>, Vec<String>)> {
-        check_names(tables, Dialect::Mysql)?;
-        let mut conn = connect(&self.server).await?;
-        let known = stored(&mut conn, sync, false).await?.is_some();
-        // Dropping a table ends a transaction: whether all may go is looked at first, and positions go before tables.
-        for schema in tables.iter().filter(|_| known) {
-            give_up_rows_of_others(&mut conn, sync, log_id, schema, false).await?;
-        }
-        let mut present = Vec::new();
-        for schema in tables {
-            let table = Translation::new(schema, Dialect::Mysql).table().clone();
-            if table::state(&mut conn, &table).await? != Existing::No {
-                present.push(table);
-            }
-        }
-        if known {
-            for schema in tables {
-                give_up_rows_of_others(&mut conn, sync, log_id, schema, true).await?;
-            }
-            let forget = format!("DELETE FROM {POSITIONS} WHERE sync = {}", literal(sync));
-            run(&mut conn, "forget the sync's positions", forget).await?;
-        }
-        for table in &present {
-            table::drop_table(&mut conn, table).await?;
-        }
-        let dropped = present.iter().map(|table| table.name.clone()).collect();
-        Ok((Box::new(MysqlSink::open(self, sync, log_id).await?), dropped))
-    }
-
-    async fn forget(&self, sync: &str, log_id: &str) -> Result<Option<String>> {
-        let target = format!("mysql://{}", self.server);
-        let mut conn = connect(&self.server).await?;
-        let doing = "forget the sync's positions";
-        let Some(rows) = stored(&mut conn, sync, false).await? else { return Ok(None) };
-        Ledger::new(sync, log_id).check_owner(&target, &rows)?;
-        run(&mut conn, doing, format!("DELETE FROM {POSITIONS} WHERE sync = {}", literal(sync))).await?;
-        let left: Option<u8> = first(&mut conn, doing, &format!("SELECT 1 FROM {POSITIONS} LIMIT 1")).await?;
-        if left.is_none() {
-            run(&mut conn, doing, format!("DROP TABLE {POSITIONS}")).await?;
-        }
-        Ok(Some(format!("target {target}: positions removed, its tables stay")))
-    }
-
-    async fn reader(&self) -> Result<Box<dyn TableReader>> {
-        SourceConnector::reader(self).await
-    }
-}
-
-/// Refuses where another sync of this log writes a table that is about to go; if `forget`, forgets that syncs of other
-/// logs did.
-async fn give_up_rows_of_others(
-    conn: &mut Conn,
-    sync: &str,
-    log_id: &str,
-    schema: &TopicSchema,
-    forget: bool,
-) -> Result<()> {
-    let doing = "read the target's positions";
-    let suffix = literal(schema.topic.strip_prefix(sync).unwrap_or(&schema.topic));
-    let others = format!(
-        "FROM {POSITIONS} WHERE sync <> {} AND SUBSTRING_INDEX(topic, '#', 1) = CONCAT(sync, {suffix})",
-        literal(sync)
-    );
-    let sql = format!("SELECT sync {others} AND log_id = {} LIMIT 1", literal(log_id));
-    let other: Option<String> = first(conn, doing, &sql).await?;
-    if let Some(other) = other {
-        return Err(Error::conflict(format!(
-            "target table {} is written by sync {other} of this log: remove that one first",
-            schema.table.full_name()
-        )));
-    }
-    match forget {
-        true => run(conn, doing, format!("DELETE {others}")).await,
-        false => Ok(()),
     }
 }

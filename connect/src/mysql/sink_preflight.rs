@@ -4,7 +4,8 @@ use mysql_async::{Conn, prelude::Queryable};
 
 use super::{
     endpoint::{MysqlServer, connect, identifier},
-    sink::{first, stored, writers},
+    sink::first,
+    sink_positions::{stored, writers},
     sink_table as table,
     sink_write::{literal, refused},
 };

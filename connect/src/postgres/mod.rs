@@ -13,6 +13,8 @@ mod preflight;
 mod reader;
 mod shape;
 pub mod sink;
+mod sink_connector;
+mod sink_positions;
 mod sink_preflight;
 mod sink_table;
 mod sink_write;

@@ -14,7 +14,7 @@
 //! says where that is more.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -22,22 +22,24 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use super::{
-    endpoint::{PostgresServer, TextRow, connect, execute, literal, postgres_error, query, query_one},
+    endpoint::{PostgresServer, connect, execute, literal, postgres_error, query_one},
+    sink_positions::{begin_sql, make_positions, read_locked, stored, stored_sql, writers},
     sink_table::{self as table, Prepared},
     sink_write as write,
 };
 use crate::{
     Error, ErrorKind, Result,
-    connector::{Finding, Sink, SinkConnector, SourceConnector, TableReader, TopicChanges},
+    change::TableSchema,
+    connector::{Sink, TopicChanges},
     converter::TopicSchema,
     endpoint::Server,
     target::{
         Existing, POSITIONS,
-        existing::{self, OnExisting, Writer, check_kept, refuse_written},
-        fold, gone,
+        existing::{OnExisting, Writer},
+        fold,
         lanes::{Lane, Positions, is_lane, keys_are_exact},
         ledger::{Ledger, Stored, Turn},
-        refuse_tables,
+        tables::{Owner, Tables},
     },
     translate::{Translation, check_names},
     types::Dialect,
@@ -117,7 +119,7 @@ impl Session {
 }
 
 impl PostgresSink {
-    async fn open(to: &PostgresServer, sync: &str, log_id: &str) -> Result<Self> {
+    pub(super) async fn open(to: &PostgresServer, sync: &str, log_id: &str) -> Result<Self> {
         let (server, ledger) = (to.server.clone(), Ledger::new(sync, log_id));
         let mut sink = Self { server, ledger, on_existing: to.on_existing, lane: None, session: None };
         let target = sink.target();
@@ -168,14 +170,15 @@ impl PostgresSink {
                 continue;
             }
             let steps = fold::steps(&schema, &prepared.translation, changes)?;
-            let end = (number + 1 == count).then(|| self.end_sql(&rows, next_offsets, generation));
+            let end = (number + 1 == count)
+                .then(|| self.end_sql(&self.ledger.rows_to_store(&rows, next_offsets, generation)));
             if end.is_some() {
                 self.ledger.committing(next_offsets);
             }
             ended = write::apply(session, &schema, &prepared, steps, end.as_deref()).await?;
         }
         if !ended {
-            let end = self.end_sql(&rows, next_offsets, generation);
+            let end = self.end_sql(&self.ledger.rows_to_store(&rows, next_offsets, generation));
             self.ledger.committing(next_offsets);
             execute(&mut session.conn, "commit", end).await?;
         }
@@ -201,7 +204,7 @@ impl PostgresSink {
         );
         let rows = read_locked(&mut session.conn, begin).await?;
         self.ledger.check_lane(&self.target(), &rows, topics.len(), generation)?;
-        let end = self.store_sql(lane.rows(&rows, next_offsets, generation).into_iter()) + "COMMIT";
+        let end = self.end_sql(&lane.rows(&rows, next_offsets, generation));
         let (count, mut ended) = (changes.len(), false);
         for (number, TopicChanges { schema, changes }) in changes.into_iter().enumerate() {
             let prepared = match session.prepared.get(&schema.id) {
@@ -254,111 +257,31 @@ impl PostgresSink {
             return Ok(Arc::clone(prepared));
         }
         let translation = Translation::new(schema, Dialect::Postgres);
-        let wanted = translation.table().clone();
-        let conn = &mut session.conn;
-        // PostgreSQL has no unsigned integers: numbers of schemas are kept by their bits.
-        let (copy, own) = (schema.copy_id().cast_signed(), schema.id.cast_signed());
-        let stored = rows.get(&schema.topic);
-        let ours = stored.is_some_and(|row| row.copy.is_some());
-        let mut applied = stored.and_then(|row| row.schema).unwrap_or(own);
-        let same_copy = ours && stored.and_then(|row| row.copy) == Some(copy);
-        let found = if ours { table::inspect(conn, &wanted).await? } else { None };
-        let mut filling = false;
-        match found {
-            Some(_) if same_copy => {
-                if applied < own {
-                    table::evolve(conn, &wanted).await?;
-                    applied = own;
-                }
-            }
-            None if same_copy => return Err(gone(schema, &self.target())),
-            // Another copy begins. Rows that only the target has would go with the table.
-            Some(found) if self.on_existing == OnExisting::Merge => {
-                check_kept(&wanted, &found.table, |_| true)?;
-                table::evolve(conn, &wanted).await?;
-                applied = own;
-            }
-            _ => {
-                if ours {
-                    table::drop_table(conn, &wanted).await?;
-                } else {
-                    self.take_over(conn, schema, &translation).await?;
-                }
-                table::create(conn, &wanted).await?;
-                filling = table::state(conn, &wanted).await? != Existing::WithRows;
-                applied = own;
-            }
-        }
-        let row = Stored {
-            topic: schema.topic.clone(),
-            log_id: self.ledger.log_id().to_owned(),
-            next_offset: stored.map_or(0, |row| row.next_offset),
-            copy: Some(copy),
-            schema: Some(applied),
-            generation: 0,
-        };
+        let (target, stored) = (self.target(), rows.get(&schema.topic));
+        let (row, empty) = self
+            .owner(&target)
+            .make_ready(&mut PostgresTables(&mut session.conn), stored, schema, &translation)
+            .await?;
         rows.insert(schema.topic.clone(), row);
         let prepared = session.prepare(schema.id, translation).await?;
-        session.filling.begin(&schema.topic, filling);
+        session.filling.begin(&schema.topic, empty);
         Ok(prepared)
     }
 
-    /// Makes room for a table that the sync does not own yet, or finds that what is there may stay.
-    async fn take_over(&self, conn: &mut PgConnection, schema: &TopicSchema, translation: &Translation) -> Result<()> {
-        let tables = [(schema.topic.clone(), translation.clone())];
-        check_tables(conn, &self.target(), (&self.ledger, self.on_existing), &tables, &[]).await?;
-        if self.on_existing != OnExisting::Replace {
-            return Ok(());
-        }
-        // What is left of writers are those of other logs.
-        let writers = writers(conn).await?;
-        for other in existing::same_table(Dialect::Postgres, (self.ledger.sync(), &schema.topic), &writers) {
-            let forget = format!(
-                "DELETE FROM public.{POSITIONS} WHERE sync = {} AND split_part(topic, '#', 1) = {}",
-                literal(&other.sync),
-                literal(&other.topic)
-            );
-            execute(conn, "forget who wrote a table", forget).await?;
-        }
-        table::drop_table(conn, translation.table()).await
+    fn owner<'a>(&'a self, target: &'a str) -> Owner<'a> {
+        Owner { target, ledger: &self.ledger, on_existing: self.on_existing }
     }
 
-    /// Writes the positions and commits.
-    fn end_sql(&self, rows: &HashMap<String, Stored>, next_offsets: &[(String, i64)], generation: i64) -> String {
-        let mut next: BTreeMap<&str, i64> = rows.values().map(|row| (row.topic.as_str(), row.next_offset)).collect();
-        next.extend(next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)));
-        let row = |(topic, next_offset): (&str, i64)| {
-            let row = rows.get(topic);
-            let (copy, schema) = (row.and_then(|row| row.copy), row.and_then(|row| row.schema));
-            Stored {
-                topic: topic.to_owned(),
-                log_id: self.ledger.log_id().to_owned(),
-                next_offset,
-                copy,
-                schema,
-                generation,
-            }
-        };
-        self.store_sql(next.into_iter().map(row)) + "COMMIT"
-    }
-
-    /// Writes rows of the table of positions; nothing where there are none.
-    fn store_sql(&self, rows: impl Iterator<Item = Stored>) -> String {
-        let sync = literal(self.ledger.sync());
-        let number = |number: Option<i64>| number.map_or("NULL".into(), |number| number.to_string());
-        let values = rows.map(|row| {
-            let (log_id, topic) = (literal(&row.log_id), literal(&row.topic));
-            let (copy, schema) = (number(row.copy), number(row.schema));
-            format!("({sync},{log_id},{topic},{},{copy},{schema},{})", row.next_offset, row.generation)
-        });
-        let values = values.collect::<Vec<_>>().join(",");
+    /// Writes rows of the table of positions and commits.
+    fn end_sql(&self, rows: &[Stored]) -> String {
+        let values = self.ledger.values_sql(rows, literal);
         if values.is_empty() {
-            return String::new();
+            return "COMMIT".into();
         }
         format!(
             "INSERT INTO public.{POSITIONS} (sync, log_id, topic, next_offset, schema, columns, generation) \
              VALUES {values} ON CONFLICT (sync, topic) DO UPDATE SET next_offset = EXCLUDED.next_offset, \
-             schema = EXCLUDED.schema, columns = EXCLUDED.columns, generation = EXCLUDED.generation; "
+             schema = EXCLUDED.schema, columns = EXCLUDED.columns, generation = EXCLUDED.generation; COMMIT"
         )
     }
 }
@@ -380,9 +303,10 @@ impl Sink for PostgresSink {
         check_names(tables, Dialect::Postgres)?;
         let mut session = self.session().await?;
         let rows = stored(&mut session.conn, self.ledger.sync(), false).await?.unwrap_or_default();
-        let tables: Vec<_> = tables.iter().map(|s| (s.topic.clone(), Translation::new(s, Dialect::Postgres))).collect();
-        let checked =
-            check_tables(&mut session.conn, &self.target(), (&self.ledger, self.on_existing), &tables, &rows).await;
+        let tables: Vec<_> =
+            tables.iter().map(|s| (s.topic.as_str(), Translation::new(s, Dialect::Postgres))).collect();
+        let target = self.target();
+        let checked = self.owner(&target).check(&mut PostgresTables(&mut session.conn), &tables, &rows).await;
         self.session = Some(session);
         checked
     }
@@ -423,181 +347,49 @@ impl Sink for PostgresSink {
     }
 }
 
-/// Refuses tables that hold rows of others, or are empty but of another shape.
-async fn check_tables(
-    conn: &mut PgConnection,
-    target: &str,
-    (ledger, on_existing): (&Ledger, OnExisting),
-    tables: &[(String, Translation)],
-    stored: &[Stored],
-) -> Result<()> {
-    let (mut filled, mut unfit) = (Vec::new(), Vec::new());
-    let writers = writers(conn).await?;
-    for (topic, translation) in tables {
-        if stored.iter().any(|row| row.topic == *topic && row.copy.is_some()) {
-            continue;
-        }
-        let wanted = translation.table();
-        let existing = table::state(conn, wanted).await?;
-        if existing != Existing::No {
-            let own = (ledger.sync(), topic.as_str());
-            refuse_written(on_existing, ledger.log_id(), Dialect::Postgres, own, wanted, &writers)?;
-        }
-        if on_existing.refuses(existing) {
-            filled.push(wanted.full_name());
-        } else if on_existing.keeps(existing)
-            && let Some(why) = table::unfit(conn, wanted).await?
-        {
-            unfit.push(format!("{} ({why})", wanted.full_name()));
-        }
-    }
-    refuse_tables(target, &filled, &unfit, on_existing == OnExisting::Merge)
-}
-
-/// All syncs that write to the target, with their topics that have tables.
-pub(super) async fn writers(conn: &mut PgConnection) -> Result<Vec<Writer>> {
-    let doing = "read the target's positions";
-    let exists = format!("SELECT to_regclass('public.{POSITIONS}')::text");
-    if query_one(conn, doing, exists).await?.is_none() {
-        return Ok(Vec::new());
-    }
-    let sql = format!("SELECT sync, log_id, topic FROM public.{POSITIONS} WHERE schema IS NOT NULL");
-    let writer = |row: TextRow| {
-        let [sync, log_id, topic] = <[Option<String>; 3]>::try_from(row).ok()?;
-        Some(Writer { sync: sync?, log_id: log_id?, topic: topic? })
-    };
-    Ok(query(conn, doing, sql).await?.into_iter().filter_map(writer).collect())
-}
-
-/// The sync's rows of the table of positions, locked where asked; `None` without the table.
-pub(super) async fn stored(conn: &mut PgConnection, sync: &str, lock: bool) -> Result<Option<Vec<Stored>>> {
-    let doing = "read the target's positions";
-    let exists = format!("SELECT to_regclass('public.{POSITIONS}')::text");
-    if query_one(conn, doing, exists).await?.is_none() {
-        return Ok(None);
-    }
-    let lock = if lock { "FOR UPDATE" } else { "" };
-    read_stored(query(conn, doing, stored_sql(sync, "", lock)).await?).map(Some)
-}
-
-/// Begins a transaction with the sync's lock, by this function. Rows are locked too, but before there are any, two workers
-/// that start at once would both find none; and who waits for a row's lock does not see the rows that a lane added.
-fn begin_sql(sync: &str, lock: &str) -> String {
-    format!("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT {lock}(hashtext({}))", literal(&format!("tidemill/{sync}")))
-}
-
-/// The rows of a statement that comes after the lock's, whose answer has one column.
-async fn read_locked(conn: &mut PgConnection, sql: String) -> Result<Vec<Stored>> {
-    read_stored(query(conn, "begin", sql).await?.into_iter().filter(|row| row.len() > 1).collect())
-}
-
-/// Reads the sync's rows, `only` some, with a lock.
-fn stored_sql(sync: &str, only: &str, lock: &str) -> String {
-    format!(
-        "SELECT topic, log_id, next_offset::text, schema::text, columns::text, generation::text \
-         FROM public.{POSITIONS} WHERE sync = {} {only} ORDER BY topic {lock}",
-        literal(sync)
-    )
-}
-
-fn read_stored(rows: Vec<TextRow>) -> Result<Vec<Stored>> {
-    let row = |row: Vec<Option<String>>| -> Option<Stored> {
-        let mut cells = row.into_iter();
-        let mut next = || cells.next().flatten();
-        let (topic, log_id) = (next()?, next()?);
-        let mut number = || next().map(|text| text.parse::<i64>());
-        let (next_offset, copy, schema) = (number()?.ok()?, number().transpose().ok()?, number().transpose().ok()?);
-        Some(Stored { topic, log_id, next_offset, copy, schema, generation: number()?.ok()? })
-    };
-    let malformed = || Error::corrupt(format!("table {POSITIONS} of the target is malformed"));
-    rows.into_iter().map(row).collect::<Option<Vec<_>>>().ok_or_else(malformed)
-}
-
-async fn make_positions(conn: &mut PgConnection) -> Result<()> {
-    let sql = format!(
-        "CREATE TABLE public.{POSITIONS} (sync text NOT NULL, log_id text NOT NULL, topic text NOT NULL, \
-         next_offset bigint NOT NULL, schema bigint, columns bigint, generation bigint NOT NULL, \
-         PRIMARY KEY (sync, topic))"
-    );
-    execute(conn, "make the table of positions", sql).await
-}
+/// The target's tables on a connection of the sink.
+struct PostgresTables<'a>(&'a mut PgConnection);
 
 #[async_trait]
-impl SinkConnector for PostgresServer {
-    fn dialect(&self) -> Dialect {
-        Dialect::Postgres
+impl Tables for PostgresTables<'_> {
+    const DIALECT: Dialect = Dialect::Postgres;
+
+    async fn inspect(&mut self, table: &TableSchema) -> Result<Option<TableSchema>> {
+        Ok(table::inspect(self.0, table).await?.map(|found| found.table))
     }
 
-    async fn preflight(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<Vec<Finding>> {
-        super::sink_preflight::preflight(self, sync, log_id, tables).await
+    async fn state(&mut self, table: &TableSchema) -> Result<Existing> {
+        table::state(self.0, table).await
     }
 
-    async fn open(&self, sync: &str, log_id: &str) -> Result<Box<dyn Sink>> {
-        Ok(Box::new(PostgresSink::open(self, sync, log_id).await?))
+    async fn unfit(&mut self, table: &TableSchema) -> Result<Option<String>> {
+        table::unfit(self.0, table).await
     }
 
-    async fn replace(&self, sync: &str, log_id: &str, tables: &[TopicSchema]) -> Result<(Box<dyn Sink>, Vec<String>)> {
-        check_names(tables, Dialect::Postgres)?;
-        let mut conn = connect(&self.server).await?;
-        let doing = || format!("replace tables of target postgres://{}", self.server);
-        execute(&mut conn, &doing(), "BEGIN").await?;
-        let known = stored(&mut conn, sync, true).await?.is_some();
-        let mut dropped = Vec::new();
-        for schema in tables {
-            if known {
-                give_up_rows_of_others(&mut conn, sync, log_id, schema).await?;
-            }
-            let table = Translation::new(schema, Dialect::Postgres).table().clone();
-            if table::state(&mut conn, &table).await? != Existing::No {
-                table::drop_table(&mut conn, &table).await?;
-                dropped.push(table.full_name());
-            }
-        }
-        if known {
-            let forget = format!("DELETE FROM public.{POSITIONS} WHERE sync = {}", literal(sync));
-            execute(&mut conn, &doing(), forget).await?;
-        }
-        execute(&mut conn, &doing(), "COMMIT").await?;
-        Ok((Box::new(PostgresSink::open(self, sync, log_id).await?), dropped))
+    async fn create(&mut self, table: &TableSchema) -> Result<()> {
+        table::create(self.0, table).await
     }
 
-    async fn forget(&self, sync: &str, log_id: &str) -> Result<Option<String>> {
-        let target = format!("postgres://{}", self.server);
-        let mut conn = connect(&self.server).await?;
-        let doing = "forget the sync's positions";
-        execute(&mut conn, doing, "BEGIN").await?;
-        let Some(rows) = stored(&mut conn, sync, true).await? else { return Ok(None) };
-        Ledger::new(sync, log_id).check_owner(&target, &rows)?;
-        execute(&mut conn, doing, format!("DELETE FROM public.{POSITIONS} WHERE sync = {}", literal(sync))).await?;
-        let left = query_one(&mut conn, doing, format!("SELECT count(*)::text FROM public.{POSITIONS}")).await?;
-        if left.as_deref() == Some("0") {
-            execute(&mut conn, doing, format!("DROP TABLE public.{POSITIONS}")).await?;
-        }
-        execute(&mut conn, doing, "COMMIT").await?;
-        Ok(Some(format!("target {target}: positions removed, its tables stay")))
+    async fn drop_table(&mut self, table: &TableSchema) -> Result<()> {
+        table::drop_table(self.0, table).await
     }
 
-    async fn reader(&self) -> Result<Box<dyn TableReader>> {
-        SourceConnector::reader(self).await
+    async fn evolve(&mut self, table: &TableSchema) -> Result<()> {
+        table::evolve(self.0, table).await
     }
-}
 
-/// Forgets that syncs of other logs wrote a table that is about to go; refuses where one of this log does.
-async fn give_up_rows_of_others(conn: &mut PgConnection, sync: &str, log_id: &str, schema: &TopicSchema) -> Result<()> {
-    let doing = "read the target's positions";
-    let suffix = literal(schema.topic.strip_prefix(sync).unwrap_or(&schema.topic));
-    let others = format!(
-        "FROM public.{POSITIONS} WHERE sync <> {} AND split_part(topic, '#', 1) = sync || {suffix}",
-        literal(sync)
-    );
-    let sql = format!("SELECT sync {others} AND log_id = {} LIMIT 1", literal(log_id));
-    if let Some(other) = query_one(conn, doing, sql).await? {
-        return Err(Error::conflict(format!(
-            "target table {} is written by sync {other} of this log: remove that one first",
-            schema.table.full_name()
-        )));
+    async fn writers(&mut self) -> Result<Vec<Writer>> {
+        writers(self.0).await
     }
-    execute(conn, doing, format!("DELETE {others}")).await
+
+    async fn forget(&mut self, sync: &str, topic: &str) -> Result<()> {
+        let forget = format!(
+            "DELETE FROM public.{POSITIONS} WHERE sync = {} AND split_part(topic, '#', 1) = {}",
+            literal(sync),
+            literal(topic)
+        );
+        execute(self.0, "forget who wrote a table", forget).await
+    }
 }
 
 /// An error of a statement that writes: what the server refuses about a row or a table is for a person to decide.

@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 
 use super::{
     endpoint::{PostgresServer, connect, identifier, literal, query, query_one, quoted_table},
-    sink::{stored, writers},
+    sink_positions::{stored, writers},
     sink_table as table,
 };
 use crate::{

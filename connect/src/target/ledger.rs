@@ -5,7 +5,7 @@
 //! that commit wrote. The first transaction of a sink claims a generation, which shuts out an older worker.
 
 use std::{
-    collections::{BTreeMap, hash_map::RandomState},
+    collections::{BTreeMap, HashMap, hash_map::RandomState},
     hash::{BuildHasher, Hasher},
 };
 
@@ -169,6 +169,35 @@ impl Ledger {
     /// The rows, read under their lock, are what the target has: there is no doubt any more.
     pub fn settled(&mut self, rows: &[Stored]) {
         self.read(rows);
+    }
+
+    /// The rows that a transaction leaves: `rows` as they are, but at these offsets.
+    pub fn rows_to_store(
+        &self,
+        rows: &HashMap<String, Stored>,
+        next_offsets: &[(String, i64)],
+        generation: i64,
+    ) -> Vec<Stored> {
+        let mut next: BTreeMap<&str, i64> = rows.values().map(|row| (row.topic.as_str(), row.next_offset)).collect();
+        next.extend(next_offsets.iter().map(|(topic, offset)| (topic.as_str(), *offset)));
+        let row = |(topic, next_offset): (&str, i64)| {
+            let (row, log_id) = (rows.get(topic), self.log_id.clone());
+            let (copy, schema) = (row.and_then(|row| row.copy), row.and_then(|row| row.schema));
+            Stored { topic: topic.to_owned(), log_id, next_offset, copy, schema, generation }
+        };
+        next.into_iter().map(row).collect()
+    }
+
+    /// Rows of the table of positions as SQL's `(..),(..)`, in the order of its columns; empty where there are none.
+    pub fn values_sql(&self, rows: &[Stored], literal: impl Fn(&str) -> String) -> String {
+        let sync = literal(&self.sync);
+        let number = |number: Option<i64>| number.map_or("NULL".into(), |number| number.to_string());
+        let values = rows.iter().map(|row| {
+            let (log_id, topic) = (literal(&row.log_id), literal(&row.topic));
+            let (copy, schema) = (number(row.copy), number(row.schema));
+            format!("({sync},{log_id},{topic},{},{copy},{schema},{})", row.next_offset, row.generation)
+        });
+        values.collect::<Vec<_>>().join(",")
     }
 
     /// The transaction is about to be committed; whether it was is not known until [`Ledger::committed`].

@@ -5,6 +5,7 @@ pub mod existing;
 pub mod fold;
 pub mod lanes;
 pub mod ledger;
+pub(crate) mod tables;
 
 use crate::{Error, Result, change::TableSchema, command::shell_word, converter::TopicSchema};
 
