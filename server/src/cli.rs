@@ -7,6 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValuePars
 /// Address of the HTTP API unless another is asked for.
 pub const HTTP_DEFAULT: &str = "127.0.0.1:7600";
 
+/// Folder of the log unless another is named.
+pub const DATA_DIR_DEFAULT: &str = "tidemill-data";
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 ok, 1 error, or the sides differ, 2 usage, 3 not found, 4 conflict: a person must decide,
 69 not reachable now, 77 denied, 78 fault in a sync file, 130 interrupted twice";
@@ -23,7 +26,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Target {
     /// Folder of the log; what writes makes one. If another process owns it, that one is asked.
-    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = "tidemill-data", global = true)]
+    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = DATA_DIR_DEFAULT, global = true)]
     pub data_dir: PathBuf,
     /// Ask a server instead, for example http://127.0.0.1:7600
     #[arg(long, env = "TIDEMILL__SERVER", global = true, conflicts_with = "data_dir")]
@@ -34,7 +37,7 @@ pub struct Target {
 #[derive(Debug, Clone, Args)]
 pub struct Owned {
     /// Folder of the log; made where it does not exist
-    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = "tidemill-data")]
+    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = DATA_DIR_DEFAULT)]
     pub data_dir: PathBuf,
 }
 
@@ -83,8 +86,8 @@ pub enum Sync {
     Check {
         /// The sync file
         file: PathBuf,
-        /// Folder of the sync's log: tells which columns changed since they were copied
-        #[arg(long)]
+        /// Folder of the sync's log: tells what only the log knows [default: tidemill-data, if there is a log]
+        #[arg(long, env = "TIDEMILL__DATA_DIR")]
         data_dir: Option<PathBuf>,
     },
     /// Show what a sync would make on both sides, and what the target cannot hold as it is
@@ -135,11 +138,11 @@ pub enum Sync {
     Verify {
         /// The sync file
         file: PathBuf,
-        /// How long rows that differ may take to arrive, in seconds; without it 10, or less if the target stays as it is
+        /// How long the target may take to have what the source has; without it as long as it gets on
         #[arg(long, value_name = "SECONDS")]
         wait: Option<f64>,
-        /// Folder of the sync's log, for the commands that are printed
-        #[arg(long)]
+        /// Folder of the sync's log: tells what is on its way, and parked [default: tidemill-data, if there is a log]
+        #[arg(long, env = "TIDEMILL__DATA_DIR")]
         data_dir: Option<PathBuf>,
     },
     /// Remove the triggers from one table of the source, so that it can be altered; then run with --recopy TABLE
@@ -148,8 +151,8 @@ pub enum Sync {
         file: PathBuf,
         /// The table, as the source names it
         table: String,
-        /// Folder of the sync's log, for the commands that are printed
-        #[arg(long)]
+        /// Folder of the sync's log, for the commands that are printed [default: tidemill-data, if there is a log]
+        #[arg(long, env = "TIDEMILL__DATA_DIR")]
         data_dir: Option<PathBuf>,
     },
     /// Remove what the syncs of a file made in the source and in the log; target tables stay

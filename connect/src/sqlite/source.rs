@@ -20,7 +20,7 @@ use super::{
 use crate::{
     Error, Result,
     change::{Change, Op, Row, TableSchema},
-    connector::{Copied, Polled, Sink, Source, TableState, TopicChanges},
+    connector::{Copied, Polled, Sink, Source, SourceLag, TableState, TopicChanges},
     converter::TopicSchema,
     diff::key_text,
     target::existing::OnExisting,
@@ -204,6 +204,10 @@ impl Source for Follower {
             ended,
             ..Polled::default()
         })
+    }
+
+    async fn lag(&mut self) -> Result<SourceLag> {
+        Ok(SourceLag { position: Some(self.latest.sequence().to_string()), ..SourceLag::default() })
     }
 
     async fn commit(&mut self) -> Result<()> {

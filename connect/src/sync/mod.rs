@@ -13,11 +13,13 @@
 //! | `newcomers` | takes up tables that came |
 //! | `rounds` | refuses syncs that write back to each other |
 //! | `deletes` | deletes rows of a topic that are gone without an event of their own |
+//! | `place`, `catch_up` | where a source is; waits until a target has that |
 //! | `compare` | compares a table of the two databases, row by row |
 //! | [`check`], [`plan`], [`verify`], [`release`], [`remove`] | the other things one does with a sync |
 
 mod apply;
 pub mod away;
+mod catch_up;
 pub mod check;
 mod compare;
 pub mod control;
@@ -27,6 +29,7 @@ pub mod file;
 pub mod health;
 mod newcomers;
 pub mod parked;
+mod place;
 pub mod plan;
 mod reconcile;
 pub mod recopy;

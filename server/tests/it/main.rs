@@ -15,3 +15,4 @@ mod rounds;
 #[path = "../../../connect/tests/it/servers/mod.rs"]
 mod servers;
 mod support;
+mod verify;

@@ -152,7 +152,10 @@ fn life(folder: &Folder, source: &Place, tables: &[String], kinds: &[&str], targ
     wait_equal(source, targets, tables, &running);
     source.exec(&changes(source, round));
     wait_equal(source, targets, tables, &running);
-    let verified = folder.run(&["sync", "verify", "pairs.toml"]).ok();
+    // The place that is waited for is read in the source itself.
+    source.exec(&changes(source, round + 10));
+    let verified = folder.run(&["sync", "verify", "pairs.toml", "--data-dir", "log"]).ok();
+    assert_eq!(verified.matches("the target has what the source had at ").count(), kinds.len(), "{verified}");
     assert!(verified.trim_end().ends_with("equal") && !verified.contains("not equal"), "{verified}");
     // What a person changes in a target is told, row by row.
     targets.iter().for_each(|target| target.exec(&format!("delete from {}", quoted(target, &tables[0]))));
@@ -233,7 +236,7 @@ fn rows_that_only_the_target_has_are_merged_with_or_replaced() {
     follow(&[]);
     let extra = |wanted: bool| {
         let verified = folder.run(&["sync", "verify", "s.toml", "--wait", "0"]);
-        let found = verified.out.matches("0 missing, 1 only in the target, 0 differ").count();
+        let found = verified.out.matches("0 different, 0 only in the source, 1 only in the target, 0 parked").count();
         assert_eq!(found, if wanted { KINDS.len() } else { 0 }, "{verified:?}");
         assert_eq!(verified.code, Some(i32::from(wanted)), "{verified:?}");
     };

@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
 use axum::http::Method;
@@ -21,26 +20,21 @@ use tidemill_connect::{
         release::release,
         remove::{remove, remove_capture},
         run::{RunOptions, run as run_sync},
-        verify::{Patience, Verdict, verify_patiently},
     },
 };
 use tidemill_core::Error;
 
 mod plans;
 mod served;
+mod verify;
 
-use super::{count, progress::Progress, reach_existing, stop_signal};
+use super::{progress::Progress, reach_existing, stop_signal};
 use crate::{
-    cli::{Owned, Sync, Target},
+    cli::{DATA_DIR_DEFAULT, Owned, Sync, Target},
     exit::{self, ConfigFault},
     node::{Node, SERVER_COMMAND, has_log},
     typed::Typed,
 };
-
-/// How long rows that differ may take to arrive, and how long nothing may arrive, unless the user says otherwise.
-const PATIENCE: Patience = Patience { at_most: Duration::from_secs(10), quiet: Duration::from_secs(3) };
-/// So many keys of each table that differs are printed.
-const PRINTED_KEYS: usize = 10;
 
 pub async fn run(command: Sync) -> anyhow::Result<ExitCode> {
     let typed = typed(&command);
@@ -50,7 +44,9 @@ pub async fn run(command: Sync) -> anyhow::Result<ExitCode> {
 /// How the commands are typed that the errors of a command name.
 fn typed(command: &Sync) -> Typed {
     let data_dir = |log: &Owned| Typed::of_folder(&log.data_dir);
-    let known = |data_dir: &Option<PathBuf>| data_dir.as_deref().map_or_else(Typed::of_unknown, Typed::of_folder);
+    let known = |data_dir: &Option<PathBuf>| {
+        data_dir.clone().or_else(log_here).map_or_else(Typed::of_unknown, |data_dir| Typed::of_folder(&data_dir))
+    };
     match command {
         Sync::Run { file, log, .. } => data_dir(log).file(file),
         Sync::Check { file, data_dir } | Sync::Verify { file, data_dir, .. } | Sync::Release { file, data_dir, .. } => {
@@ -68,7 +64,11 @@ fn typed(command: &Sync) -> Typed {
     }
 }
 
-async fn run_command(command: Sync) -> anyhow::Result<ExitCode> {
+async fn run_command(mut command: Sync) -> anyhow::Result<ExitCode> {
+    if let Sync::Check { data_dir, .. } | Sync::Verify { data_dir, .. } | Sync::Release { data_dir, .. } = &mut command
+    {
+        *data_dir = data_dir.take().or_else(log_here);
+    }
     match command {
         Sync::Run { file, once, recopy, replace, log } => {
             follow(&file, RunOptions { once, recopy, replace }, &log).await
@@ -79,7 +79,7 @@ async fn run_command(command: Sync) -> anyhow::Result<ExitCode> {
         Sync::Status { file, output, log } => served::status(file.as_deref(), output, &log).await,
         Sync::Retry { file, log } => served::retry(&file, None, &log).await,
         Sync::Skip { file, key, log } => served::retry(&file, Some(&key), &log).await,
-        Sync::Verify { file, wait, data_dir } => compare(&file, wait, data_dir.as_deref()).await,
+        Sync::Verify { file, wait, data_dir } => verify::run(&file, wait, data_dir.as_deref()).await,
         Sync::Release { file, table, data_dir } => {
             let typed = Known::of(data_dir.as_deref()).await?.typed(&file, data_dir.as_deref());
             let done = release(&read(&file)?, &table).await?;
@@ -88,6 +88,12 @@ async fn run_command(command: Sync) -> anyhow::Result<ExitCode> {
         }
         Sync::Rm { file, force, log } => forget(&file, force, &log).await,
     }
+}
+
+/// The log that other commands would take without `--data-dir`, if there is one.
+fn log_here() -> Option<PathBuf> {
+    let folder = PathBuf::from(DATA_DIR_DEFAULT);
+    has_log(&folder).then_some(folder)
 }
 
 fn read(file: &Path) -> anyhow::Result<Vec<SyncSpec>> {
@@ -221,46 +227,6 @@ async fn examine(file: &Path, data_dir: Option<&Path>) -> anyhow::Result<ExitCod
         }
     }
     Ok(if refused { ExitCode::from(4) } else { ExitCode::SUCCESS })
-}
-
-async fn compare(file: &Path, wait: Option<f64>, data_dir: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let typed = Known::of(data_dir).await?.typed(file, data_dir);
-    let patience = wait.map_or(PATIENCE, |seconds| {
-        let wait = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        Patience { at_most: wait, quiet: wait }
-    });
-    let mut equal = true;
-    for spec in read_and_find_passwords(file)? {
-        let name = spec.name.clone();
-        for verdict in verify_patiently(spec, patience).await? {
-            equal &= verdict.is_equal();
-            print_verdict(&name, &verdict);
-            if !verdict.is_equal() {
-                let cure = format!("tidemill sync run FILE --recopy {}", shell_word(&verdict.table));
-                say!("        to copy the table anew: {}", typed.text(&cure));
-            }
-        }
-    }
-    say!("{}", if equal { "equal" } else { "not equal" });
-    Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn print_verdict(sync: &str, verdict: &Verdict) {
-    let (table, diff) = (&verdict.table, &verdict.diff);
-    if let Some(columns) = &verdict.columns {
-        say!("differs {sync}.{table}: other columns, rows not compared: {columns}");
-    } else if verdict.is_equal() {
-        say!("ok      {sync}.{table}: {} equal", count(diff.rows, "row"));
-    } else {
-        say!(
-            "differs {sync}.{table}: {} looked at, {} missing, {} only in the target, {} differ",
-            count(diff.rows, "row"),
-            diff.missing_rows,
-            diff.extra_rows,
-            diff.differing_rows
-        );
-    }
-    verdict.lines(PRINTED_KEYS).iter().for_each(|line| say!("        {line}"));
 }
 
 async fn forget(file: &Path, force: bool, log: &Target) -> anyhow::Result<ExitCode> {
