@@ -38,6 +38,32 @@ pub(super) fn header(conn: &Connection) -> Result<Option<Header>> {
     }
 }
 
+/// The capture that a file carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CaptureFound {
+    /// None.
+    None,
+    /// One of this identity that no durable position knows: it never began.
+    Unconfirmed(String),
+    /// One of this identity.
+    Of(String),
+}
+
+/// Looks for a capture; a file that is not there has none.
+///
+/// # Errors
+/// `Unavailable` where the file is locked.
+pub(crate) fn capture_in(path: &Path) -> Result<CaptureFound> {
+    if !path.exists() {
+        return Ok(CaptureFound::None);
+    }
+    Ok(match header(&open_source(path)?)? {
+        None => CaptureFound::None,
+        Some(header) if header.mark == UNCONFIRMED => CaptureFound::Unconfirmed(header.source),
+        Some(header) => CaptureFound::Of(header.source),
+    })
+}
+
 /// The number of the last change that the capture saw; nothing where none is installed.
 ///
 /// # Errors

@@ -143,6 +143,14 @@ pub fn captured_tables(parts: &BTreeMap<String, String>) -> Result<Vec<String>> 
     Ok(position.into_iter().flat_map(|position| position.tables).map(|table| table.schema.name).collect())
 }
 
+/// The identity of the capture that the stored parts of a position are of.
+///
+/// # Errors
+/// `Corrupt` where the parts are malformed.
+pub(crate) fn capture_id(parts: &BTreeMap<String, String>) -> Result<Option<String>> {
+    Ok(join_position(parts)?.map(|position| position.source))
+}
+
 #[async_trait]
 impl Source for Follower {
     fn tables(&self) -> Vec<TableSchema> {

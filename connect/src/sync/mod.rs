@@ -11,7 +11,8 @@
 //! | [`away`] | sides that are not there |
 //! | [`status`], [`health`] | how a sync is; the error that it stopped with |
 //! | `newcomers` | takes up tables that came |
-//! | `rounds` | refuses syncs that write back to each other |
+//! | [`known`] | what a log knows of all its syncs |
+//! | `rounds`, `captures` | refuses syncs that write back to each other, and a second one of a SQLite file |
 //! | `deletes` | deletes rows of a topic that are gone without an event of their own |
 //! | `place`, `catch_up` | where a source is; waits until a target has that |
 //! | `compare` | compares a table of the two databases, row by row |
@@ -19,6 +20,7 @@
 
 mod apply;
 pub mod away;
+mod captures;
 mod catch_up;
 pub mod check;
 mod compare;
@@ -27,6 +29,7 @@ mod deletes;
 mod feed;
 pub mod file;
 pub mod health;
+pub mod known;
 mod newcomers;
 pub mod parked;
 mod place;

@@ -73,6 +73,9 @@ fn a_server_runs_the_syncs_that_are_applied() {
     let rm = [&["sync", "rm", "s.toml"], &DATA[..]].concat();
     assert!(folder.run(&rm).ok().contains("topic s.t deleted"));
     folder.run(&rm).fails(3, &["no sync s was applied here"]);
+    folder
+        .run(&[&["sync", "status", "s.toml"], &DATA[..]].concat())
+        .fails(3, &["the log knows no sync s; it knows none"]);
     assert!(folder.run(&[&["sync", "status"], &DATA[..]].concat()).ok().contains("no syncs"));
     assert_eq!(running.stop("TERM").code, Some(0));
 }

@@ -8,15 +8,16 @@ use serde_json::Value as Json;
 use tidemill_connect::{
     command::shell_word,
     sync::{
+        file::SyncSpec,
         status::Status,
         verify::{LogView, Patience, Verdict, Verified, verify},
     },
 };
 use tidemill_core::{Error, Result};
 
-use super::{Known, read_and_find_passwords};
+use super::{Told, read_and_find_passwords};
 use crate::{
-    cli::Target,
+    cli::{SyncFile, Target},
     client::Client,
     commands::{count, reach_existing},
     exit,
@@ -28,9 +29,9 @@ const PATIENCE: Patience = Patience { catch_up: None, at_most: Duration::from_se
 /// So many keys of each table that differs are printed.
 const PRINTED_KEYS: usize = 10;
 
-pub async fn run(file: &Path, wait: Option<f64>, data_dir: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub async fn run(file: &SyncFile, wait: Option<f64>, data_dir: Option<&Path>) -> anyhow::Result<ExitCode> {
     let specs = read_and_find_passwords(file)?;
-    let typed = Known::of(data_dir).await?.typed(file, data_dir);
+    let typed = Told::of(data_dir).await?.typed(file, data_dir);
     let patience = wait.map_or(PATIENCE, |seconds| {
         let wait = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         Patience { catch_up: Some(wait), at_most: wait, quiet: wait }
@@ -46,11 +47,11 @@ pub async fn run(file: &Path, wait: Option<f64>, data_dir: Option<&Path>) -> any
         match verify(spec, view, patience).await {
             Ok(verified) => {
                 equal &= verified.is_equal();
-                print(&spec.name, &verified, &typed);
+                print(spec, &verified, &typed);
             }
             // The others are compared all the same.
             Err(error) => {
-                let error = typed.clone().error(anyhow::Error::from(error.context("not compared")));
+                let error = typed.error(anyhow::Error::from(error.context("not compared")));
                 say!("failed  {}: {error:#}", spec.name);
                 eprintln!("error: sync {}: {error:#}", spec.name);
                 failed.get_or_insert(exit::code(&error));
@@ -69,19 +70,19 @@ pub async fn run(file: &Path, wait: Option<f64>, data_dir: Option<&Path>) -> any
     })
 }
 
-fn print(sync: &str, verified: &Verified, typed: &Typed) {
+fn print(spec: &SyncSpec, verified: &Verified, typed: &Typed) {
     say!("        {}", typed.text(&verified.caught.told));
     for verdict in &verified.tables {
-        print_verdict(sync, verdict);
+        print_verdict(&spec.name, verdict);
         if verdict.is_equal() {
             continue;
         }
         if !verdict.parked.is_empty() {
-            say!("        to try the parked rows again: {}", typed.text("tidemill sync retry FILE"));
+            say!("        to try the parked rows again: {}", typed.text(&spec.named("tidemill sync retry FILE")));
         }
         if !verdict.exists || verdict.columns.is_some() || !verdict.diff.is_equal() {
             let cure = format!("tidemill sync run FILE --recopy {}", shell_word(&verdict.table));
-            say!("        to copy the table anew: {}", typed.text(&cure));
+            say!("        to copy the table anew: {}", typed.text(&spec.named(&cure)));
         }
     }
 }
