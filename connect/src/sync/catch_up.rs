@@ -14,8 +14,10 @@ use async_trait::async_trait;
 use super::{
     compare::Sides,
     file::SyncSpec,
+    known::Ends,
     parked::ParkedKey,
     place::{end_of, is_reached},
+    rounds::ends_of,
     status::{State, Status},
 };
 use crate::Result;
@@ -32,6 +34,12 @@ pub trait LogView: Send + Sync {
     /// # Errors
     /// Of the way to the log.
     async fn status(&self, sync: &str) -> Result<Option<Status>>;
+
+    /// The databases between which the sync runs, where it follows.
+    ///
+    /// # Errors
+    /// As [`LogView::status`].
+    async fn between(&self, sync: &str) -> Result<Option<Ends>>;
 
     /// The durable end of each of the sync's topics.
     ///
@@ -67,12 +75,11 @@ pub(super) async fn catch_up(
         let told = "no log of it is named: nothing is known of what is on its way; --data-dir DIR names one".to_owned();
         return Ok(Caught { at_work: true, told, ..Caught::default() });
     };
-    let ours = |status: &Status| {
-        status.from.is_empty() || (&status.from, &status.to) == (&spec.from.to_string(), &spec.to.to_string())
-    };
-    let Some(status) = log.status(&spec.name).await?.filter(ours) else {
+    // Paths in a status are those of the process that runs the sync.
+    let ours = log.between(&spec.name).await?.is_none_or(|ends| ends == ends_of(spec));
+    let Some(status) = log.status(&spec.name).await?.filter(|_| ours) else {
         return Ok(Caught {
-            told: "the log knows no such sync: compared as both sides are".into(),
+            told: "the log knows no such sync between these two: compared as both sides are".into(),
             ..Caught::default()
         });
     };

@@ -61,7 +61,8 @@ fn a_server_runs_the_syncs_that_are_applied() {
     folder.sql("source.db", &["update t set v = 'good' where id = 2"]);
     assert!(poll(PATIENCE, || folder.run(&retry).out.contains("released").then_some(())).is_some());
     status(&folder, in_state("following"));
-    folder.run(&["sync", "verify", "s.toml"]).ok();
+    let verified = folder.run(&[&["sync", "verify", "s.toml"], &DATA[..]].concat()).ok();
+    assert!(verified.contains("the target has what the source had at "), "{verified}");
 
     folder.sql("source.db", &["insert into t values (4,'bad')"]);
     status(&folder, in_state("degraded"));

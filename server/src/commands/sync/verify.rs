@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Duration};
 
 use async_trait::async_trait;
 use axum::http::Method;
+use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use tidemill_connect::{
     command::shell_word,
     sync::{
         file::SyncSpec,
+        known::{Ends, Known},
         status::Status,
         verify::{LogView, Patience, Verdict, Verified, verify},
     },
@@ -114,7 +116,7 @@ fn print_verdict(sync: &str, verdict: &Verdict) {
 /// What the log says of the syncs: asked of its owner, or, where nobody owns it, read once and let go.
 enum Asked {
     Owner(Client),
-    Read(Vec<Status>),
+    Read(Vec<Status>, Known),
 }
 
 impl Asked {
@@ -126,14 +128,15 @@ impl Asked {
         }
         // A comparison may take long; meanwhile a sync can be started.
         let statuses = client.call(Method::GET, "/v1/syncs", None).await;
+        let known = client.call(Method::GET, "/v1/known", None).await;
         client.close().await?;
-        Ok(Self::Read(serde_json::from_value(statuses?)?))
+        Ok(Self::Read(serde_json::from_value(statuses?)?, serde_json::from_value(known?)?))
     }
 
     async fn close(self) -> anyhow::Result<()> {
         match self {
             Self::Owner(client) => client.close().await,
-            Self::Read(_) => Ok(()),
+            Self::Read(..) => Ok(()),
         }
     }
 
@@ -146,15 +149,26 @@ impl Asked {
     }
 }
 
+fn read<T: DeserializeOwned>(what: &str, json: Json) -> Result<T> {
+    serde_json::from_value(json).map_err(|e| Error::internal(format!("read {what}")).with_source(e))
+}
+
 #[async_trait]
 impl LogView for Asked {
     async fn status(&self, sync: &str) -> Result<Option<Status>> {
         let all: Vec<Status> = match self {
-            Self::Read(all) => all.clone(),
-            Self::Owner(_) => serde_json::from_value(self.get("/v1/syncs").await?)
-                .map_err(|e| Error::internal("read the status of syncs").with_source(e))?,
+            Self::Read(all, _) => all.clone(),
+            Self::Owner(_) => read("the status of syncs", self.get("/v1/syncs").await?)?,
         };
         Ok(all.into_iter().find(|status| status.sync == sync))
+    }
+
+    async fn between(&self, sync: &str) -> Result<Option<Ends>> {
+        let mut known: Known = match self {
+            Self::Read(_, known) => known.clone(),
+            Self::Owner(_) => read("what the log knows", self.get("/v1/known").await?)?,
+        };
+        Ok(known.syncs.remove(sync).and_then(|known| known.ends))
     }
 
     async fn ends(&self, sync: &str) -> Result<BTreeMap<String, i64>> {
