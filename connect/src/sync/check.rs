@@ -92,6 +92,7 @@ async fn examine(
 ) -> Result<()> {
     let from = spec.from.source()?;
     let mut tables = from.tables(&spec.tables).await?;
+    let all = tables.clone();
     if begun {
         let follows = |table: &TableSchema| {
             let topic = topic_of(&spec.name, table);
@@ -109,7 +110,7 @@ async fn examine(
             findings.retain(|finding| finding.subject != captures::SUBJECT);
             findings.push(capture);
         }
-        for (table, other) in rounds(spec, beside, known, &tables).await? {
+        for (table, other) in rounds(spec, beside, known, &all).await? {
             let told = rounds::told(&table, &other);
             findings.push(Finding::new(table.full_name(), Level::Refuse, told, Some(rounds::CURE.into())));
             // What the other sync reads is not to be replaced.
