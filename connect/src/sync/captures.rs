@@ -36,7 +36,7 @@ pub(super) async fn finding(spec: &SyncSpec, beside: &[SyncSpec], known: &Known)
     let shown = path.display();
     if let Some(other) = other_owner(spec, known).await? {
         let message = format!("{shown} feeds sync {other}, and a SQLite file feeds one sync");
-        let cure = format!("leave this sync out, or remove sync {other} first");
+        let cure = format!("leave this sync out, or remove sync {other} first, with the file that names it");
         return Ok(refused(message, &cure));
     }
     if let Some((message, cure)) = self::beside(spec, beside, known) {
