@@ -16,6 +16,8 @@ pub struct TableDiff {
     pub extra_rows: u64,
     /// How many rows differ.
     pub differing_rows: u64,
+    /// How many rows differ since the target refused them; they are in none of the other counts but `rows`.
+    pub parked_rows: u64,
     /// Keys of the first missing rows.
     pub missing: Vec<Row>,
     /// Keys of the first extra rows.
@@ -33,6 +35,11 @@ impl TableDiff {
     /// How many rows are missing, extra or different.
     pub fn total(&self) -> u64 {
         self.missing_rows + self.extra_rows + self.differing_rows
+    }
+
+    /// How many rows are the same on both sides.
+    pub fn equal_rows(&self) -> u64 {
+        self.rows.saturating_sub(self.total() + self.parked_rows)
     }
 
     /// Whether the keys of all of them are listed, so that looking them up again can tell what became of them.

@@ -7,6 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValuePars
 /// Address of the HTTP API unless another is asked for.
 pub const HTTP_DEFAULT: &str = "127.0.0.1:7600";
 
+/// Folder of the log unless another is named.
+pub const DATA_DIR_DEFAULT: &str = "tidemill-data";
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 ok, 1 error, or the sides differ, 2 usage, 3 not found, 4 conflict: a person must decide,
 69 not reachable now, 77 denied, 78 fault in a sync file, 130 interrupted twice";
@@ -23,7 +26,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Target {
     /// Folder of the log; what writes makes one. If another process owns it, that one is asked.
-    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = "tidemill-data", global = true)]
+    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = DATA_DIR_DEFAULT, global = true)]
     pub data_dir: PathBuf,
     /// Ask a server instead, for example http://127.0.0.1:7600
     #[arg(long, env = "TIDEMILL__SERVER", global = true, conflicts_with = "data_dir")]
@@ -34,7 +37,7 @@ pub struct Target {
 #[derive(Debug, Clone, Args)]
 pub struct Owned {
     /// Folder of the log; made where it does not exist
-    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = "tidemill-data")]
+    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = DATA_DIR_DEFAULT)]
     pub data_dir: PathBuf,
 }
 
@@ -61,12 +64,23 @@ pub enum Command {
     Bench(Bench),
 }
 
+/// The syncs that a command is about.
+#[derive(Debug, Clone, Args)]
+pub struct SyncFile {
+    /// The sync file
+    #[arg(value_name = "FILE")]
+    pub path: PathBuf,
+    /// Only this sync of the file; may be given several times
+    #[arg(long = "sync", value_name = "NAME")]
+    pub syncs: Vec<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Sync {
     /// Run the syncs of a file until stopped
     Run {
-        /// The sync file
-        file: PathBuf,
+        #[command(flatten)]
+        file: SyncFile,
         /// Copy and end; installs nothing in the source
         #[arg(long)]
         once: bool,
@@ -81,21 +95,21 @@ pub enum Sync {
     },
     /// Examine both sides and say what would be in the way
     Check {
-        /// The sync file
-        file: PathBuf,
-        /// Folder of the sync's log: tells which columns changed since they were copied
-        #[arg(long)]
+        #[command(flatten)]
+        file: SyncFile,
+        /// Folder of the sync's log: tells what only the log knows [default: tidemill-data, if there is a log]
+        #[arg(long, env = "TIDEMILL__DATA_DIR")]
         data_dir: Option<PathBuf>,
     },
     /// Show what a sync would make on both sides, and what the target cannot hold as it is
     Plan {
-        /// The sync file
-        file: PathBuf,
+        #[command(flatten)]
+        file: SyncFile,
     },
     /// Give the syncs of a file to a server, which runs them, also when it starts again
     Apply {
-        /// The sync file
-        file: PathBuf,
+        #[command(flatten)]
+        file: SyncFile,
         /// Copy this table anew, with its present columns
         #[arg(long, value_name = "TABLE")]
         recopy: Vec<String>,
@@ -109,6 +123,9 @@ pub enum Sync {
     Status {
         /// Only the syncs of this file
         file: Option<PathBuf>,
+        /// Only this sync; may be given several times
+        #[arg(long = "sync", value_name = "NAME")]
+        syncs: Vec<String>,
         /// How to print it
         #[arg(short, long, default_value = "table")]
         output: StatusOutput,
@@ -117,15 +134,15 @@ pub enum Sync {
     },
     /// Try the rows again that the target refused
     Retry {
-        /// The sync file
-        file: PathBuf,
+        #[command(flatten)]
+        file: SyncFile,
         #[command(flatten)]
         log: Target,
     },
     /// Give up what the target refused of one row; its later changes are applied again
     Skip {
-        /// The sync file
-        file: PathBuf,
+        #[command(flatten)]
+        file: SyncFile,
         /// The row's key, as status shows it
         key: String,
         #[command(flatten)]
@@ -133,29 +150,29 @@ pub enum Sync {
     },
     /// Compare source and target row by row
     Verify {
-        /// The sync file
-        file: PathBuf,
-        /// How long rows that differ may take to arrive, in seconds; without it 10, or less if the target stays as it is
+        #[command(flatten)]
+        file: SyncFile,
+        /// How long the target may take to have what the source has; without it as long as it gets on
         #[arg(long, value_name = "SECONDS")]
         wait: Option<f64>,
-        /// Folder of the sync's log, for the commands that are printed
-        #[arg(long)]
+        /// Folder of the sync's log: tells what is on its way, and parked [default: tidemill-data, if there is a log]
+        #[arg(long, env = "TIDEMILL__DATA_DIR")]
         data_dir: Option<PathBuf>,
     },
     /// Remove the triggers from one table of the source, so that it can be altered; then run with --recopy TABLE
     Release {
-        /// The sync file
-        file: PathBuf,
+        #[command(flatten)]
+        file: SyncFile,
         /// The table, as the source names it
         table: String,
-        /// Folder of the sync's log, for the commands that are printed
-        #[arg(long)]
+        /// Folder of the sync's log, for the commands that are printed [default: tidemill-data, if there is a log]
+        #[arg(long, env = "TIDEMILL__DATA_DIR")]
         data_dir: Option<PathBuf>,
     },
     /// Remove what the syncs of a file made in the source and in the log; target tables stay
     Rm {
-        /// The sync file
-        file: PathBuf,
+        #[command(flatten)]
+        file: SyncFile,
         /// Also remove a capture that this log does not know: its data directory was lost
         #[arg(long)]
         force: bool,

@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -24,6 +25,16 @@ const SOCKET_PATH_MAX: usize = 100;
 
 /// The name under which `tidemill start` owns a log.
 pub const SERVER_COMMAND: &str = "start";
+
+/// How long the lock of an owner may last whose process has gone, or is going.
+const GOING_PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The kernel's mark of a process that ends, in its flags.
+#[cfg(target_os = "linux")]
+const PF_EXITING: u64 = 0x4;
+/// The signal that kills, in a set of signals.
+#[cfg(target_os = "linux")]
+const SIGKILL: u64 = 1 << 8;
 
 /// An owned log. Dropping it without [`Node::close`] is like a crash: nothing acknowledged is lost.
 pub struct Node {
@@ -58,6 +69,12 @@ impl Owner {
         self.0.contains(&format!(", {SERVER_COMMAND}, "))
     }
 
+    /// Whether its process has gone, or is about to: it was killed and does nothing more.
+    fn is_going(&self) -> bool {
+        let pid = self.0.strip_prefix("pid ").and_then(|rest| rest.split(',').next()?.parse::<u32>().ok());
+        pid.is_some_and(is_going)
+    }
+
     /// What a command is told that must own the folder itself.
     pub fn refusal(&self, data_dir: &Path) -> Error {
         Error::conflict(format!("{} is owned by another process: {}", data_dir.display(), self.0))
@@ -73,10 +90,20 @@ impl Node {
         std::fs::create_dir_all(data_dir)
             .map_err(|e| Error::from(e).context(format!("make {}", data_dir.display())))?;
         let holder = format!("pid {}, {command}, socket api.sock", std::process::id());
-        let lock = match OsLock::take(&data_dir.join("LOCK"), &holder) {
-            Ok(lock) => lock,
-            Err(error) if error.kind() == ErrorKind::Conflict => return Ok(Err(Owner(error.message().to_owned()))),
-            Err(error) => return Err(error.context(format!("lock {}", data_dir.display())).into()),
+        let until = Instant::now() + GOING_PATIENCE;
+        let lock = loop {
+            match OsLock::take(&data_dir.join("LOCK"), &holder) {
+                Ok(lock) => break lock,
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    let owner = Owner(error.message().to_owned());
+                    // The lock of a process that was killed goes with the last of its threads, which takes a moment.
+                    if !owner.is_going() || Instant::now() >= until {
+                        return Ok(Err(owner));
+                    }
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                Err(error) => return Err(error.context(format!("lock {}", data_dir.display())).into()),
+            }
         };
         let dir = data_dir.to_path_buf();
         let open = move || Engine::open(&dir, Config::default(), Arc::new(OsStorage), Arc::new(SystemClock::default()));
@@ -142,6 +169,25 @@ impl Node {
         let engine = Arc::clone(&self.engine);
         Ok(tokio::task::spawn_blocking(move || engine.close()).await??)
     }
+}
+
+#[cfg(target_os = "linux")]
+fn is_going(pid: u32) -> bool {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let (Ok(stat), Ok(status)) = (read("stat"), read("status")) else { return true };
+    // After the name, which may hold anything: the state, and six fields on the kernel's flags.
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let dead = fields.first().is_some_and(|state| matches!(*state, "Z" | "X"));
+    let exiting =
+        fields.get(6).and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|flags| flags & PF_EXITING != 0);
+    let pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    let mut pending = pending.filter_map(|signals| u64::from_str_radix(signals.trim(), 16).ok());
+    dead || exiting || pending.any(|signals| signals & SIGKILL != 0)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_going(_: u32) -> bool {
+    false
 }
 
 fn report_recovery(engine: &Engine, data_dir: &Path) {

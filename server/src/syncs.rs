@@ -14,9 +14,11 @@ use tidemill_connect::{
     converter::TopicSchema,
     sync::{
         away::{Side, Waits, spoken},
+        check::check_run,
         control::Control,
-        file::{SyncSpec, parse_text},
+        file::{SyncSpec, parse_text, select},
         health::last_errors,
+        known::Known,
         parked::{ParkedKey, parked_of},
         recopy::resolve_recopy,
         remove::remove,
@@ -37,8 +39,10 @@ use crate::typed::Typed;
 
 /// The owner under which applied syncs are kept.
 const OWNER: &str = "syncs";
-/// A sync whose databases are not there is started again after this, doubled up to the second.
+/// A sync whose databases are not there, or refuse it, is started again after this, doubled up to the second.
 const RESTART_PAUSE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+/// And up to this where they refuse it.
+const LONGEST_DENIED: Duration = Duration::from_secs(60);
 
 /// A sync file as it was applied. Secrets in it are references still.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +52,9 @@ pub struct Applied {
     pub file: PathBuf,
     /// Its text.
     pub text: String,
+    /// Those of its syncs that are applied; all where none is named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub syncs: Vec<String>,
     /// Tables to copy anew; until that has begun.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recopy: Vec<String>,
@@ -65,7 +72,7 @@ impl Applied {
         let specs = parse_text(&self.file, &self.text)?;
         let open = specs.iter().find(|spec| spec.from.holds_password() || spec.to.holds_password());
         match open {
-            None => Ok(specs),
+            None => select(specs, &self.syncs),
             Some(spec) => Err(Error::invalid(format!(
                 "sync {}: a password stands in the file, and would be stored by the server; name it by ${{env:NAME}} or \
                  ${{file:PATH}}",
@@ -88,6 +95,15 @@ struct Running {
     file: PathBuf,
     /// Present where this process may stop it: it was applied.
     task: Option<(watch::Sender<bool>, JoinHandle<()>)>,
+}
+
+/// What an application did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Names {
+    /// The syncs that were applied.
+    pub applied: Vec<String>,
+    /// Those whose databases are not there, and why.
+    pub waiting: BTreeMap<String, String>,
 }
 
 /// All syncs of a process.
@@ -137,22 +153,60 @@ impl Syncs {
         Ok(())
     }
 
-    /// Applies the syncs of a file: stores them and starts them, or starts them again. Tells their names.
-    pub async fn apply(&self, applied: &Applied) -> Result<Vec<String>> {
+    /// Applies the syncs of a file: stores them and starts them, or starts them again. Tells their names, and why those
+    /// wait whose databases could not be looked at.
+    ///
+    /// # Errors
+    /// `Conflict` with all that a run would refuse; then none of them is applied.
+    pub async fn apply(&self, applied: &Applied) -> Result<Names> {
         self.require_server()?;
         let specs = applied.specs()?;
         let found = specs.iter().try_for_each(SyncSpec::check_passwords);
         found.map_err(|error| Error::invalid(format!("{error}, where the server runs")))?;
         let recopy = resolve_recopy(&*self.session().await?, &specs, &applied.recopy).await?;
         let applied = Applied { recopy, ..applied.clone() };
+        let waiting = self.examine(&specs, &applied).await?;
+        // Each is stored for itself.
+        let applied = Applied { syncs: Vec::new(), ..applied };
         self.store(specs.iter().map(|spec| (spec.name.as_str(), Some(&applied))), |_| true).await?;
-        let mut names = Vec::new();
+        let mut names = Names { applied: Vec::new(), waiting };
         for spec in specs {
             self.halt(&spec.name).await;
-            names.push(spec.name.clone());
+            names.applied.push(spec.name.clone());
             self.start(spec, applied.clone());
         }
         Ok(names)
+    }
+
+    /// Refuses what a run would refuse. A database that is not there is waited for; tells why.
+    async fn examine(&self, specs: &[SyncSpec], applied: &Applied) -> Result<BTreeMap<String, String>> {
+        let known = Known::of(&*self.session().await?).await?;
+        let options = RunOptions { once: false, recopy: applied.recopy.clone(), replace: applied.replace };
+        let (mut refused, mut waiting) = (Vec::new(), BTreeMap::new());
+        for spec in specs {
+            let checked = check_run(spec, specs, &known, &options).await;
+            for finding in checked.refusals() {
+                refused.push(format!("  sync {}: refuse {}: {}", spec.name, finding.subject, finding.message));
+                refused.extend(finding.cure.as_ref().map(|cure| format!("         {cure}")));
+            }
+            match checked.fault {
+                Some(error) if error.kind() == ErrorKind::Unavailable => {
+                    waiting.insert(spec.name.clone(), error.to_string());
+                }
+                Some(error) => {
+                    return Err(error.context(format!("nothing was applied: sync {}", spec.name)));
+                }
+                None => {}
+            }
+        }
+        match refused.is_empty() {
+            true => Ok(waiting),
+            false => {
+                let typed = Typed::of_folder(&self.data_dir).served(true).file(&applied.file);
+                let told = typed.text(&refused.join("\n"));
+                Err(Error::conflict(format!("nothing was applied; what is in the way:\n{told}")))
+            }
+        }
     }
 
     /// Stores what is applied, or that it is no more, where `still` holds of what is stored.
@@ -305,8 +359,10 @@ impl Syncs {
         while !*stop.borrow() {
             match self.run_once(spec, &mut applied, &observer, control, &stop, &mut away).await {
                 Ok(()) => return,
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                // A password or a right may be mended on the database's side.
+                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Denied) => {
                     control.will_start_again();
+                    let longest = if error.kind() == ErrorKind::Denied { LONGEST_DENIED } else { longest };
                     // The same again at each try says no more.
                     match away {
                         Some(_) => tracing::debug!("{}; again in {pause:?}", typed.known(&error)),

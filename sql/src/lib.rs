@@ -19,7 +19,8 @@
 //!
 //! A sync's columns have the types of [`tidemill_connect::converter::Kind`]: BIGINT, DOUBLE, TEXT, BYTEA; a column
 //! without a declared type is TEXT and shows every value as text. A value that does not fit its column fails the query
-//! with its place. Beside them every table has hidden columns, which `*` leaves out and which can be named: `_partition`,
+//! with its place, and the query that reads it: `texts_of(t)` is the table with every column as text, which
+//! `TRY_CAST` takes, and `records_of(t)` has the records as they are. Beside them every table has hidden columns, which `*` leaves out and which can be named: `_partition`,
 //! `_offset`, `_timestamp`, `_key` (text) and `_headers` (a JSON array, as names may repeat). Plain topics have the
 //! columns `_key` and `_value`. Bytes that are not UTF-8 appear in text columns as `\x` and hex digits.
 //!

@@ -29,6 +29,7 @@ use super::{
     copy::FIRST_ROWS,
     endpoint::connect,
     gtid::{MariaPosition, MysqlSet},
+    lag::shown,
     position::{Copy, Flavour, HEAD, Head, Inside, Place, TABLE, TablePart, encode, join},
     stream::Stream,
     text::Charset,
@@ -369,9 +370,6 @@ impl Source for Follower {
     }
 
     async fn lag(&mut self) -> Result<SourceLag> {
-        let place = format!("{}:{}", self.head.file, self.head.position);
-        let gtid = &self.head.gtid;
-        let position = if gtid.is_empty() { place } else { format!("{gtid} ({place})") };
-        Ok(SourceLag { position: Some(position), ..SourceLag::default() })
+        Ok(SourceLag { position: Some(shown(&self.head)), ..SourceLag::default() })
     }
 }

@@ -68,6 +68,15 @@ impl MysqlSet {
         Some(set)
     }
 
+    /// Whether another set has all of it.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let none = Vec::new();
+        self.servers.iter().all(|(uuid, ranges)| {
+            let others = other.servers.get(uuid).unwrap_or(&none);
+            ranges.iter().all(|(from, to)| others.iter().any(|(first, last)| first <= from && to <= last))
+        })
+    }
+
     /// A transaction was seen.
     pub fn note(&mut self, uuid: &str, number: u64) {
         let ranges = self.servers.entry(uuid.to_owned()).or_default();

@@ -12,7 +12,7 @@
 //! | `copy` | pieces of tables, each at a known place of the binlog |
 //! | `reader` | reads tables without following them |
 //! | `ddl` | what statements in the binlog mean for tables |
-//! | `position`, `gtid` | how far a follower is |
+//! | `position`, `gtid`, `lag` | how far a follower is |
 //! | `stop` | why it stops |
 //! | [`sink`], `sink_connector`, `sink_positions`, `sink_table`, `sink_write`, `sink_preflight` | such a database as a target |
 
@@ -26,6 +26,7 @@ pub mod endpoint;
 mod follow;
 mod gtid;
 mod json;
+pub(crate) mod lag;
 mod position;
 mod preflight;
 mod reader;

@@ -5,7 +5,7 @@ mod catalog;
 mod connector;
 mod copy;
 pub mod endpoint;
-mod lag;
+pub(crate) mod lag;
 mod lookup;
 mod pgoutput;
 mod position;

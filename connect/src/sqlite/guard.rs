@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::catalog::open_source;
 use super::stop::{Reason, Stop};
 use super::triggers::COUNTER;
 use super::value::sqlite_error;
@@ -35,6 +36,49 @@ pub(super) fn header(conn: &Connection) -> Result<Option<Header>> {
         Err(error) if error.to_string().contains("no such table") => Ok(None),
         Err(error) => Err(sqlite_error("read the capture's counter", error)),
     }
+}
+
+/// The capture that a file carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CaptureFound {
+    /// None.
+    None,
+    /// One of this identity that no durable position knows: it never began.
+    Unconfirmed(String),
+    /// One of this identity.
+    Of(String),
+}
+
+/// Looks for a capture; a file that is not there has none.
+///
+/// # Errors
+/// `Unavailable` where the file is locked.
+pub(crate) fn capture_in(path: &Path) -> Result<CaptureFound> {
+    if !path.exists() {
+        return Ok(CaptureFound::None);
+    }
+    Ok(match header(&open_source(path)?)? {
+        None => CaptureFound::None,
+        Some(header) if header.mark == UNCONFIRMED => CaptureFound::Unconfirmed(header.source),
+        Some(header) => CaptureFound::Of(header.source),
+    })
+}
+
+/// The number of the last change that the capture saw; nothing where none is installed.
+///
+/// # Errors
+/// `Unavailable` where the file is not there or locked.
+pub(crate) fn captured_end(path: &Path) -> Result<Option<String>> {
+    if !path.exists() {
+        return Err(Error::unavailable(format!("source {} does not exist", path.display())));
+    }
+    Ok(header(&open_source(path)?)?.map(|header| header.n.to_string()))
+}
+
+/// Whether a position's number is a captured one's or comes after it.
+pub(crate) fn is_reached(position: &str, place: &str) -> bool {
+    let number = |text: &str| text.parse::<i64>().ok();
+    number(position).zip(number(place)).is_some_and(|(position, place)| position >= place)
 }
 
 /// A fresh random identity or mark.

@@ -18,7 +18,7 @@ pub mod catalog;
 pub mod compare;
 mod copy;
 pub mod endpoint;
-mod guard;
+pub(crate) mod guard;
 mod install;
 pub mod position;
 pub mod preflight;

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     Error, Result,
     change::{Change, Op, Row, TableSchema},
-    connector::{Copied, Polled, Sink, Source, TableState, TopicChanges},
+    connector::{Copied, Polled, Sink, Source, SourceLag, TableState, TopicChanges},
     converter::TopicSchema,
     diff::key_text,
     target::{existing::OnExisting, lanes::Positions},
@@ -143,6 +143,14 @@ pub fn captured_tables(parts: &BTreeMap<String, String>) -> Result<Vec<String>> 
     Ok(position.into_iter().flat_map(|position| position.tables).map(|table| table.schema.name).collect())
 }
 
+/// The identity of the capture that the stored parts of a position are of.
+///
+/// # Errors
+/// `Corrupt` where the parts are malformed.
+pub(crate) fn capture_id(parts: &BTreeMap<String, String>) -> Result<Option<String>> {
+    Ok(join_position(parts)?.map(|position| position.source))
+}
+
 #[async_trait]
 impl Source for Follower {
     fn tables(&self) -> Vec<TableSchema> {
@@ -204,6 +212,10 @@ impl Source for Follower {
             ended,
             ..Polled::default()
         })
+    }
+
+    async fn lag(&mut self) -> Result<SourceLag> {
+        Ok(SourceLag { position: Some(self.latest.sequence().to_string()), ..SourceLag::default() })
     }
 
     async fn commit(&mut self) -> Result<()> {
@@ -417,8 +429,10 @@ impl Sink for Target {
     }
 }
 
-/// Changes of another database's table in SQLite's terms.
+/// Changes of another database's table in SQLite's terms. A key that SQLite cannot hold has no row here: its delete has
+/// nothing to do.
 fn translate(schema: &TopicSchema, translation: &Translation, mut changes: Vec<Change>) -> Result<Vec<Change>> {
+    changes.retain(|change| change.after.is_some() || translation.key(change.key.clone()).is_ok());
     for change in &mut changes {
         let translated = translation
             .key(change.key.clone())
@@ -433,4 +447,32 @@ fn translate(schema: &TopicSchema, translation: &Translation, mut changes: Vec<C
 pub(super) fn named(tables: &[TopicSchema]) -> Vec<(String, TableSchema)> {
     let table = |schema: &TopicSchema| Translation::new(schema, Dialect::Sqlite).table().clone();
     tables.iter().map(|schema| (schema.topic.clone(), table(schema))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Column, Value};
+
+    #[test]
+    fn a_delete_of_a_key_that_sqlite_cannot_hold_has_nothing_to_do() {
+        let column =
+            Column { name: "k".into(), declared_type: "double precision".into(), not_null: true, key: Some(0) };
+        let table = TableSchema { schema: Some("public".into()), name: "t".into(), columns: vec![column] };
+        let schema = TopicSchema::draft("s", Dialect::Postgres, &table);
+        let translation = Translation::new(&schema, Dialect::Sqlite);
+        let change = |op, key: f64, after: Option<Row>| Change {
+            table: 0,
+            op,
+            key: vec![Value::Real(key)],
+            before: None,
+            after,
+            sequence: 0,
+        };
+        let made = vec![change(Op::Create, f64::NAN, Some(vec![Value::Real(f64::NAN)]))];
+        assert!(translate(&schema, &translation, made).is_err(), "such a row is refused");
+        let gone = vec![change(Op::Delete, f64::NAN, None), change(Op::Delete, 1.5, None)];
+        let left = translate(&schema, &translation, gone).expect("deletes");
+        assert_eq!(left.iter().map(|change| change.key.clone()).collect::<Vec<_>>(), [vec![Value::Real(1.5)]]);
+    }
 }

@@ -174,8 +174,9 @@ impl Apply {
         let mut ranges = vec![(0, items.len())];
         while let Some((start, end)) = ranges.pop() {
             // A key that was parked meanwhile holds back its later changes.
-            let topic = |item: &&Item| !self.parked.holds(&item.schema.topic, &item.record);
-            let batch = grouped(items[start..end].iter().filter(topic));
+            let parked = &self.parked;
+            let goes = |item: &&Item| parked.find(&item.schema.topic, &item.record).is_none();
+            let batch = grouped(items[start..end].iter().filter(goes));
             if batch.is_empty() {
                 continue;
             }
@@ -313,7 +314,7 @@ impl Apply {
                 next_offsets.push((number, next));
             }
         }
-        items.retain(|item| !self.parked.holds(&item.schema.topic, &item.record) && !self.is_applied(item));
+        let freed = self.leave_out(&mut items);
         if next_offsets.is_empty() && *tables_made {
             return Ok(0);
         }
@@ -341,9 +342,32 @@ impl Apply {
             self.routes[number].next_offset = next;
         }
         self.positions.pass(&passed);
+        if !freed.is_empty() {
+            self.parked.release(&freed).await?;
+            self.tell_parked();
+        }
         let all = self.routes.iter().zip(&ends).all(|(route, end)| route.next_offset >= *end);
         self.tell_lag(&ends, taken.oldest.filter(|_| !all));
         Ok(taken.records)
+    }
+
+    /// Leaves out what waits for a parked key, and what lanes have. A delete ends the wait: it is later than all that the
+    /// target refused of the key. Those keys are given back.
+    fn leave_out(&self, items: &mut Vec<Item>) -> Vec<ParkedKey> {
+        let mut freed: Vec<ParkedKey> = Vec::new();
+        items.retain(|item| {
+            if self.is_applied(item) {
+                return false;
+            }
+            let Some(key) = self.parked.find(&item.schema.topic, &item.record) else { return true };
+            let known = freed.contains(key);
+            if !known && item.change.op == Op::Delete {
+                freed.push(key.clone());
+                return true;
+            }
+            known
+        });
+        freed
     }
 
     /// After lanes failed: finds out what they have done.

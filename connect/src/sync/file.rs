@@ -6,6 +6,7 @@ use tidemill_core::{suggest::nearest, topic};
 
 use crate::{
     Error, Result,
+    command::{with_file, with_sync},
     connector::SinkConnector,
     endpoint::{Endpoint, Secret},
     patterns::NOT,
@@ -36,6 +37,8 @@ pub struct SyncSpec {
     pub connections: u32,
     /// The file it came from, as the user named it.
     pub file: PathBuf,
+    /// Whether the file has no other sync: then its commands need not name it.
+    pub alone: bool,
 }
 
 impl SyncSpec {
@@ -45,6 +48,21 @@ impl SyncSpec {
     /// As [`Endpoint::sink`].
     pub fn sink(&self) -> Result<Box<dyn SinkConnector>> {
         self.to.sink_with(self.on_existing)
+    }
+
+    /// A message whose commands mean this sync of its file. They say `FILE` still.
+    pub fn named(&self, text: &str) -> String {
+        if self.alone { text.to_owned() } else { with_sync(text, &self.name) }
+    }
+
+    /// As [`SyncSpec::named`], with the sync file's name.
+    pub fn typed(&self, text: &str) -> String {
+        with_file(&self.named(text), &self.file)
+    }
+
+    /// As [`SyncSpec::typed`], of an error's message.
+    pub(super) fn typed_error(&self, error: &Error) -> Error {
+        Error::new(error.kind(), self.typed(&error.to_string()))
     }
 
     /// Whether its passwords are where the file says.
@@ -90,7 +108,26 @@ fn parse(path: &Path, table: &toml::Table) -> Result<Vec<SyncSpec>> {
     known_keys("", table, &["sync"])?;
     let syncs = table.get("sync").and_then(toml::Value::as_table);
     let syncs = syncs.filter(|syncs| !syncs.is_empty()).ok_or_else(|| Error::invalid("no [sync.NAME] in it"))?;
-    syncs.iter().map(|(name, value)| parse_sync(path, name, value)).collect()
+    let mut specs: Vec<SyncSpec> =
+        syncs.iter().map(|(name, value)| parse_sync(path, name, value)).collect::<Result<_>>()?;
+    let alone = specs.len() == 1;
+    specs.iter_mut().for_each(|spec| spec.alone = alone);
+    Ok(specs)
+}
+
+/// Those of a file's syncs that are named; all where none is.
+///
+/// # Errors
+/// `NotFound` with the nearest name.
+pub fn select(specs: Vec<SyncSpec>, names: &[String]) -> Result<Vec<SyncSpec>> {
+    let known: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {
+        let file = specs.first().map(|spec| spec.file.display().to_string()).unwrap_or_default();
+        let hint = nearest(unknown, known.iter().copied()).map(|name| format!("; did you mean {name}?"));
+        let hint = hint.unwrap_or_else(|| format!("; it has {}", known.join(", ")));
+        return Err(Error::not_found(format!("{file} has no sync {unknown}{hint}")));
+    }
+    Ok(specs.into_iter().filter(|spec| names.is_empty() || names.contains(&spec.name)).collect())
 }
 
 fn parse_sync(path: &Path, name: &str, value: &toml::Value) -> Result<SyncSpec> {
@@ -126,7 +163,8 @@ fn parse_sync(path: &Path, name: &str, value: &toml::Value) -> Result<SyncSpec> 
         })
     })?;
     let (from, to) = (endpoint("from")?, endpoint("to")?);
-    Ok(SyncSpec { name: name.to_owned(), from, to, tables, on_existing, connections, file: path.to_owned() })
+    let (name, file) = (name.to_owned(), path.to_owned());
+    Ok(SyncSpec { name, from, to, tables, on_existing, connections, file, alone: true })
 }
 
 fn parse_on_existing(value: &toml::Value) -> Result<OnExisting> {
@@ -184,6 +222,22 @@ mod tests {
         assert_eq!(specs[0].from, Endpoint::Sqlite("dir/a.db".into()));
         assert_eq!(specs[0].to, Endpoint::Sqlite("/x/b.db".into()));
         assert_eq!(specs[0].on_existing, OnExisting::Refuse);
+    }
+
+    #[test]
+    fn one_sync_of_a_file_is_named_where_it_has_several() {
+        let sync = |name: &str| format!("[sync.{name}]\nfrom='sqlite:a'\nto='sqlite:{name}'\ntables=['*']\n");
+        let (one, two) = (parsed(&sync("x")).expect("good"), parsed(&(sync("xx") + &sync("yy"))).expect("good"));
+        assert_eq!(one[0].typed("tidemill sync run FILE --replace"), "tidemill sync run dir/shop.toml --replace");
+        assert_eq!(two[1].typed("tidemill sync rm FILE"), "tidemill sync rm dir/shop.toml --sync yy");
+        let names = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            select(two.clone(), &names).map(|specs| specs.into_iter().map(|spec| spec.name).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&[]).expect("all"), ["xx", "yy"]);
+        assert_eq!(names(&["yy"]).expect("one"), ["yy"]);
+        assert!(names(&["xy"]).expect_err("none").to_string().contains("dir/shop.toml has no sync xy; did you mean"));
+        assert!(names(&["other"]).expect_err("none").to_string().contains("it has xx, yy"));
     }
 
     #[test]

@@ -11,13 +11,17 @@
 //! | [`away`] | sides that are not there |
 //! | [`status`], [`health`] | how a sync is; the error that it stopped with |
 //! | `newcomers` | takes up tables that came |
-//! | `rounds` | refuses syncs that write back to each other |
+//! | [`known`] | what a log knows of all its syncs |
+//! | `rounds`, `captures` | refuses syncs that write back to each other, and a second one of a SQLite file |
 //! | `deletes` | deletes rows of a topic that are gone without an event of their own |
+//! | `place`, `catch_up` | where a source is; waits until a target has that |
 //! | `compare` | compares a table of the two databases, row by row |
 //! | [`check`], [`plan`], [`verify`], [`release`], [`remove`] | the other things one does with a sync |
 
 mod apply;
 pub mod away;
+mod captures;
+mod catch_up;
 pub mod check;
 mod compare;
 pub mod control;
@@ -25,9 +29,11 @@ mod deletes;
 mod feed;
 pub mod file;
 pub mod health;
+pub mod known;
 mod lanes;
 mod newcomers;
 pub mod parked;
+mod place;
 pub mod plan;
 mod reconcile;
 pub mod recopy;

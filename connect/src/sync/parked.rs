@@ -68,13 +68,13 @@ impl Parked {
         self.keys.values().cloned().collect()
     }
 
-    /// Whether a record must wait.
-    pub(super) fn holds(&self, topic: &str, record: &FetchedRecord) -> bool {
+    /// The parked key that a record has.
+    pub(super) fn find(&self, topic: &str, record: &FetchedRecord) -> Option<&ParkedKey> {
         if self.keys.is_empty() {
-            return false;
+            return None;
         }
         let key = record.key.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-        self.keys.contains_key(&(topic.to_owned(), key.into_owned()))
+        self.keys.get(&(topic.to_owned(), key.into_owned()))
     }
 
     /// Parks a record's key and writes the record to the dead letters.

@@ -3,7 +3,6 @@
 use super::{file::SyncSpec, topic_of};
 use crate::{
     Result,
-    command::with_file,
     connector::Finding,
     converter::TopicSchema,
     patterns::leave_out,
@@ -58,7 +57,7 @@ pub async fn plan(spec: &SyncSpec) -> Result<Plan> {
     let tables = from.tables(&spec.tables).await?;
     let drafts: Vec<_> = tables.iter().map(|table| TopicSchema::draft(&spec.name, from.dialect(), table)).collect();
     check_names(&drafts, to)?;
-    let source = from.makes(&spec.name, &tables).iter().map(|line| with_file(line, &spec.file)).collect();
+    let source = from.makes(&spec.name, &tables).iter().map(|line| spec.typed(line)).collect();
     // A target that is away is no reason not to plan.
     let sink = spec.sink()?;
     let mut found = sink.preflight(&spec.name, "", &drafts).await.unwrap_or_default();

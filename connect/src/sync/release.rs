@@ -1,12 +1,7 @@
 //! `sync release`: takes the capture off one table of a source, so that it can be altered.
 
-use super::{file::SyncSpec, run::typeable};
-use crate::{
-    Error, ErrorKind, Result,
-    command::{shell_word, with_file},
-    endpoint::Endpoint,
-    sqlite,
-};
+use super::file::SyncSpec;
+use crate::{Error, ErrorKind, Result, command::shell_word, endpoint::Endpoint, sqlite};
 
 /// Releases a table in each source of a file that captures it; tells what was done and what to do next, a line each.
 /// A sync that runs meanwhile stops at the table.
@@ -26,12 +21,12 @@ pub async fn release(specs: &[SyncSpec], table: &str) -> Result<Vec<String>> {
         let released = tokio::task::spawn_blocking(move || sqlite::release(&path, &table)).await;
         match released.map_err(|e| Error::internal("release a table").with_source(e))? {
             Ok(name) => {
-                let next = with_file(&format!("tidemill sync run FILE --recopy {}", shell_word(&name)), &spec.file);
+                let next = spec.typed(&format!("tidemill sync run FILE --recopy {}", shell_word(&name)));
                 done.push(format!("source {}: triggers and journal of table {name} removed", from.display()));
                 done.push(format!("alter it, then copy it anew: {next}"));
             }
             Err(error) if error.kind() == ErrorKind::NotFound => absent = absent.or(Some(error)),
-            Err(error) => return Err(typeable(&error, &spec.file)),
+            Err(error) => return Err(spec.typed_error(&error)),
         }
     }
     match absent {

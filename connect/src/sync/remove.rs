@@ -4,11 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tidemill_core::log::{Session, Table};
 
-use super::{
-    file::SyncSpec,
-    health, owner_of, parked,
-    run::{capture_parts, typeable},
-};
+use super::{captures, file::SyncSpec, health, known::Known, owner_of, parked, run::capture_parts};
 use crate::{ErrorKind, Result, converter::TopicSchema};
 
 /// Removes a sync; tells what was done, a line each.
@@ -25,8 +21,14 @@ pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec, force: bool) -> 
     let prefix = format!("{}.", spec.name);
     let topics: Vec<_> = session.topics().await?.into_iter().filter(|topic| topic.name.starts_with(&prefix)).collect();
     let stored = capture_parts(writer.positions());
-    let removed = spec.from.source()?.remove(&spec.name, &session.log_id(), &stored, force).await;
-    let mut done = removed.map_err(|error| typeable(&error, &spec.file))?;
+    let mut done = match captures::other_owner(spec, &Known::of(&*session).await?).await? {
+        // Nobody takes the triggers of a sync that is alive, by whatever name.
+        Some(other) => vec![format!("source {}: its capture is sync {other}'s and stays", spec.from)],
+        None => {
+            let removed = spec.from.source()?.remove(&spec.name, &session.log_id(), &stored, force).await;
+            removed.map_err(|error| spec.typed_error(&error))?
+        }
+    };
     for name in writer.positions().keys().cloned().collect::<Vec<_>>() {
         writer.set_position(&name, None);
     }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    path::Path,
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -22,15 +21,17 @@ use tokio::{sync::watch, task::JoinSet};
 use super::{
     apply::{Apply, Route},
     away::{Away, Side, Waits},
+    captures,
     control::Control,
     feed::{Feed, pause, reconcile_part},
     file::SyncSpec,
     health::{Health, state_after},
+    known::Known,
     lanes::Lanes,
     owner_of,
     parked::{Parked, ParkedKey, dead_letters_of},
     reconcile::Reconciler,
-    rounds::{ENDS, ends, refuse_rounds},
+    rounds::{self, ENDS, ends, rounds},
     schemas::{Schemas, find_or_make},
     status::{State, Status, Watched},
     topic_of,
@@ -38,7 +39,6 @@ use super::{
 use crate::{
     Error, ErrorKind, Result,
     change::TableSchema,
-    command::with_file,
     connector::{Copied, Finding, Follow, Level, Sink, Source, SourceConnector},
     converter::TopicSchema,
     endpoint::same_database,
@@ -148,6 +148,7 @@ pub async fn run(
         }
     };
     status.close();
+    let result = result.map_err(|error| Error::new(error.kind(), spec.named(&error.to_string())));
     // The sync's own error is the one to tell, whether it can be kept or not.
     let _ = match &result {
         Ok(()) if options.once => health.forget().await,
@@ -158,12 +159,7 @@ pub async fn run(
         Ok(()) => status.state = State::Stopped,
         Err(error) => (status.state, status.last_error) = (state_after(error.kind()), Some(error.to_string())),
     });
-    result.map_err(|error| typeable(&error, &spec.file).context(format!("sync {}", spec.name)))
-}
-
-/// The same error, with the sync file's name in the commands of its message.
-pub(super) fn typeable(error: &Error, file: &Path) -> Error {
-    Error::new(error.kind(), with_file(&error.to_string(), file))
+    result.map_err(|error| spec.typed_error(&error).context(format!("sync {}", spec.name)))
 }
 
 /// Waits for both halves, which are tasks of their own: one reads while the other writes. Either failing ends both, and so
@@ -253,6 +249,19 @@ impl Runner<'_> {
         run.await.map(|()| again)
     }
 
+    /// Refuses what another sync of the log stands in the way of.
+    async fn refuse_beside(&self, tables: &[TableSchema]) -> Result<()> {
+        let known = Known::of(&*self.session).await?;
+        if let Some((table, other)) = rounds(self.spec, &[], &known, tables).await?.first() {
+            return Err(Error::conflict(format!("{}; {}", rounds::told(table, other), rounds::CURE)));
+        }
+        match captures::finding(self.spec, &[], &known).await? {
+            // Whose it is else, the source tells itself, with the way out.
+            Some(finding) if captures::other_owner(self.spec, &known).await?.is_some() => refuse(vec![finding]),
+            _ => Ok(()),
+        }
+    }
+
     async fn ran_before(&self) -> Result<bool> {
         Ok(!self.session.positions(&owner_of(&self.spec.name)).await?.is_empty())
     }
@@ -265,7 +274,7 @@ impl Runner<'_> {
             return Err(Error::conflict(same));
         }
         if !self.options.once {
-            refuse_rounds(&*self.session, self.spec, from.dialect(), &tables).await?;
+            self.refuse_beside(&tables).await?;
         }
         // The fence comes before anything is read or made: an older worker of this sync can do no more harm.
         let writer = self.session.writer(&owner_of(&self.spec.name)).await?;

@@ -116,7 +116,14 @@ pub fn steps(schema: &TopicSchema, translation: &Translation, changes: Vec<Chang
             error.context(format!("topic {}, {}", schema.topic, key_text(&schema.table, &change.key)))
         };
         let step = match change.after {
-            None => Step::Delete(translation.key(change.key.clone()).map_err(refused)?),
+            None => match translation.key(change.key.clone()) {
+                Ok(key) => Step::Delete(key),
+                // A key that the target cannot hold has no row there.
+                Err(_) => {
+                    last_sequence = None;
+                    continue;
+                }
+            },
             Some(row) => {
                 let row = translation.row(row).map_err(refused)?;
                 match row.contains(&Value::Unchanged) {
@@ -272,6 +279,19 @@ mod tests {
         assert_eq!(partials, [row(3, "q", "p"), row(4, "?", "p")]);
         assert!(!only_new && !in_order);
         assert!(folded(vec![change(Op::Read, 1, Some(row(1, "x", "y")), 0)]).1);
+    }
+
+    #[test]
+    fn a_delete_of_a_key_that_the_target_cannot_hold_has_nothing_to_do() {
+        let table = TableSchema { schema: None, name: "t".into(), columns: schema().table.columns };
+        let schema = TopicSchema::draft("s", Dialect::Sqlite, &table);
+        let translation = Translation::new(&schema, Dialect::Postgres);
+        let delete = |key| Change { key: vec![key], ..change(Op::Delete, 1, None, 1) };
+        let untold = change(Op::Create, 2, Some(row(2, "?", "b")), 1);
+        let changes = vec![delete(Value::Blob(vec![1])), untold, delete(Value::Integer(3))];
+        let steps = steps(&schema, &translation, changes).unwrap();
+        // Nor is the row after it taken for one that had that key.
+        assert_eq!(steps, [Step::Partial(row(2, "?", "b")), Step::Delete(vec![Value::Integer(3)])]);
     }
 
     #[test]

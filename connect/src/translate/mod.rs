@@ -56,6 +56,8 @@ pub struct Translation {
     /// The columns of the table are the source's own, values and all.
     verbatim: bool,
     columns: Vec<Planned>,
+    /// What the values look like in the topic, and in the target.
+    from: Vec<Kind>,
     kinds: Vec<Kind>,
     key: Vec<usize>,
 }
@@ -80,7 +82,8 @@ impl Translation {
             columns: schema.table.columns.iter().zip(&columns).map(declare).collect(),
         };
         let kinds = columns.iter().map(|planned| to.kind(&planned.declared_type)).collect();
-        Self { key: table.key_columns(), table, verbatim: from == to, columns, kinds }
+        let key = table.key_columns();
+        Self { key, table, verbatim: from == to, columns, from: schema.kinds.clone(), kinds }
     }
 
     /// The table as the target declares it.
@@ -102,6 +105,19 @@ impl Translation {
     pub fn losses(&self) -> Vec<(String, String)> {
         let told = self.table.columns.iter().zip(&self.columns);
         told.filter_map(|(column, planned)| Some((column.name.clone(), planned.told.clone()?))).collect()
+    }
+
+    /// What is passed over where a row of the topic is compared with the target's: the columns, and what is made of them.
+    pub fn normalised(&self) -> Vec<String> {
+        let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
+        for ((column, from), kind) in self.table.columns.iter().zip(&self.from).zip(&self.kinds) {
+            let Some(sentence) = spell::normalised(*from, *kind, self.verbatim) else { continue };
+            match told.iter_mut().find(|(known, _)| *known == sentence) {
+                Some((_, columns)) => columns.push(&column.name),
+                None => told.push((sentence, vec![&column.name])),
+            }
+        }
+        told.into_iter().map(|(sentence, columns)| format!("{} {sentence}", columns.join(", "))).collect()
     }
 
     /// A row of the topic as the target holds it. A value that the source did not tell stays one.

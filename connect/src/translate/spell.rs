@@ -23,6 +23,22 @@ pub(super) fn comparable(value: Value, kind: Kind, verbatim: bool) -> Value {
     }
 }
 
+/// What is made the same of values of one kind in the topic and another in the target, for people.
+pub(super) fn normalised(from: Kind, to: Kind, verbatim: bool) -> Option<&'static str> {
+    Some(match (from, to) {
+        (_, Kind::Json) => "with members of JSON in any order, and 1.0 as 1",
+        _ if verbatim => return None,
+        (_, Kind::Decimal) | (Kind::Decimal, _) => "without zeros at the end of the fraction",
+        (Kind::Boolean, Kind::Boolean) => return None,
+        (Kind::Boolean, _) => "with true as 1, false as 0",
+        (Kind::Instant, _) => "in UTC, without zeros at the end of the fraction of a second",
+        (_, Kind::Time | Kind::Timestamp | Kind::Instant) => "without zeros at the end of the fraction of a second",
+        (Kind::Real, Kind::Real) => "as numbers: 1.0 as 1, -0 as 0",
+        (Kind::Real, _) => "with numbers as their text",
+        _ => return None,
+    })
+}
+
 /// A decimal without zeros at the end of its fraction.
 pub(super) fn trim_decimal(text: String) -> String {
     if !text.contains('.') {

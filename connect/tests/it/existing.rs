@@ -11,6 +11,7 @@ use tidemill_connect::{
     sync::{
         check::check,
         file::{SyncSpec, load},
+        known::Known,
         plan::plan,
         run::{RunOptions, run},
     },
@@ -130,7 +131,7 @@ async fn a_merge_keeps_what_only_the_target_has() {
         bench.table_of_others();
         let error = bench.run("refuse", &[]).await.expect_err(kind);
         assert!(error.kind() == ErrorKind::Conflict && error.to_string().contains("holds rows"), "{kind}: {error}");
-        let findings = check(&bench.spec("merge"), &[], "").await.unwrap();
+        let findings = check(&bench.spec("merge"), &[], &Known::default(), &RunOptions::default()).await.findings;
         let merges = |said: &str| said.contains("written over those of the same key, all others stay");
         assert!(findings.iter().any(|f| f.level == Level::Warn && merges(&f.message)), "{kind}: {findings:?}");
         assert!(findings.iter().all(|f| f.ok), "{kind}: {findings:?}");
@@ -172,7 +173,7 @@ async fn a_table_that_does_not_fit_is_not_merged_into() {
             let mut bench = Bench::new(kind);
             bench.exec(&format!("create table t ({columns})"));
             bench.exec(&format!("insert into t values ({row})"));
-            let findings = check(&bench.spec("merge"), &[], "").await.unwrap();
+            let findings = check(&bench.spec("merge"), &[], &Known::default(), &RunOptions::default()).await.findings;
             let refused = findings.iter().find(|f| f.level == Level::Refuse).expect(kind);
             assert!(refused.message.contains("merged into"), "{kind}: {refused:?}");
             let error = bench.run("merge", &[]).await.expect_err(kind);

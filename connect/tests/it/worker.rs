@@ -515,12 +515,18 @@ async fn a_refused_row_waits_alone() {
         assert_eq!(control.ask(Ask::Skip(r#"{"id":3}"#.into())).await.unwrap().released.len(), 1);
         driver.sql(&source, &["update t set v = 'again' where id = 3"]);
         wait_rows(&mut driver, &target, rows, r#"[[1,"b"],[2,"good"],[3,"again"],[4,"d"]]"#).await;
+        // A delete ends the wait: it is later than what was refused, and so is all that comes after it.
+        driver.sql(&source, &["update t set v = 'bad' where id = 1"]);
+        status(&|s| s.state == State::Degraded).await;
+        driver.sql(&source, &["begin", "delete from t where id = 1", "insert into t values (1, 'new')", "commit"]);
+        wait_rows(&mut driver, &target, rows, r#"[[1,"new"],[2,"good"],[3,"again"],[4,"d"]]"#).await;
+        assert!(status(&|s| s.state == State::Following).await.parked.is_empty());
         told.send(true).unwrap();
         Ok(())
     };
     tokio::try_join!(sync, drive).unwrap();
     let letters = bench.records("s.dead-letters").await;
-    assert_eq!(letters.len(), 2, "one for each change that failed");
+    assert_eq!(letters.len(), 3, "one for each change that failed");
     let cause = letters[0].header("tm-error").map(|cause| String::from_utf8_lossy(cause).into_owned()).unwrap();
     assert!(cause.contains("CHECK constraint failed"), "{cause}");
     // A run that ends with a row parked says so.

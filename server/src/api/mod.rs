@@ -6,10 +6,11 @@
 //! | `GET /v1/topics`, `POST /v1/topics` | all topics with their bounds; makes one (`{"name", "partitions"}`) |
 //! | `DELETE /v1/topics/{name}` | deletes one, unless a sync writes it |
 //! | `GET /v1/schemas` | the tables behind the topics of syncs, as they were when they were copied |
+//! | `GET /v1/known` | what the log knows of its syncs that decides whether another may run: schemas, ends, captures |
 //! | `POST /v1/topics/{name}/records` | appends records, one JSON object a line: `{"key", "value", "partition"}` |
 //! | `GET /v1/topics/{name}/records` | streams records, one JSON object a line: `?from=start&limit=10&follow=true` |
 //! | `GET /v1/syncs` | how the syncs are |
-//! | `POST /v1/syncs` | applies the syncs of a file (`{"file", "text", "recopy", "replace"}`): the server keeps and runs them |
+//! | `POST /v1/syncs` | applies the syncs of a file (`{"file", "text", "syncs", "recopy", "replace"}`): the server keeps and runs them |
 //! | `DELETE /v1/syncs/{name}` | stops one and removes what it made but the target's tables; `?force=true` |
 //! | `POST /v1/syncs/{name}/retry`, `POST /v1/syncs/{name}/skip` | tries parked rows again; gives one up (`{"key"}`) |
 //! | `POST /v1/sql` | runs `{"query", "format"}`, or a text/plain body, and streams the answer in that format, or `?format=` |
@@ -79,6 +80,7 @@ pub fn router(state: State) -> Router {
         .route("/v1/topics/{name}", delete(topics::remove))
         .route("/v1/topics/{name}/records", post(records::append).get(records::fetch))
         .route("/v1/schemas", get(topics::schemas))
+        .route("/v1/known", get(syncs::known))
         .route("/v1/syncs", get(syncs::list).post(syncs::apply))
         .route("/v1/syncs/{name}", delete(syncs::remove))
         .route("/v1/syncs/{name}/retry", post(syncs::retry))

@@ -8,22 +8,28 @@ use serde::Deserialize;
 use serde_json::{Value as JsonValue, json};
 use tidemill_connect::sync::{
     control::{Answer, Ask},
+    known::Known,
     status::Status,
 };
 
 use super::{ApiError, State, unread};
-use crate::syncs::Applied;
+use crate::syncs::{Applied, Names};
 
 pub async fn list(Extract(state): Extract<State>) -> Result<Json<Vec<Status>>, ApiError> {
     Ok(Json(state.syncs.status().await?))
 }
 
+/// What `sync check` asks.
+pub async fn known(Extract(state): Extract<State>) -> Result<Json<Known>, ApiError> {
+    Ok(Json(Known::of(&*state.session().await?).await?))
+}
+
 pub async fn apply(
     Extract(state): Extract<State>,
     applied: Result<Json<Applied>, JsonRejection>,
-) -> Result<Json<JsonValue>, ApiError> {
+) -> Result<Json<Names>, ApiError> {
     let Json(applied) = applied.map_err(|rejection| unread(rejection.body_text()))?;
-    Ok(Json(json!({ "applied": state.syncs.apply(&applied).await? })))
+    Ok(Json(state.syncs.apply(&applied).await?))
 }
 
 #[derive(Deserialize)]

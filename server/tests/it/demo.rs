@@ -62,3 +62,14 @@ fn commands_that_the_demo_prints_work_on_the_files_it_keeps() {
     following.stop("INT");
     folder.run(&["demo", "--seconds", "1", "--keep", "kept shop"]).fails(4, &["holds a shop already"]);
 }
+
+#[test]
+fn the_estimate_of_the_first_build_counts_cores_and_load() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/estimate");
+    let estimate = |cores: &str, load: &str| Folder::new().bash(&format!("{script} {cores} {load}")).ok();
+    for (cores, load, minutes) in [("2", "0", 8), ("2", "4", 24), ("8", "0", 2), ("64", "0", 1)] {
+        let said = format!("an estimated {minutes} minutes, for {cores} cores with a load of {load} ");
+        assert!(estimate(cores, load).starts_with(&said), "{}", estimate(cores, load));
+    }
+    assert!(estimate("", "").starts_with("an estimated "));
+}

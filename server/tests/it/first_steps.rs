@@ -108,12 +108,13 @@ fn commands_printed_under_a_server_work_as_they_are_typed() {
 
     // The foreground is not the way while a server owns the log: the message has the one that is.
     let refused = folder.run(&RUN).fails(4, &["tidemill sync apply s.toml --data-dir log"]).err;
-    let applied = typed(&folder, &command(&refused, "tidemill sync apply")).end().ok();
-    typed(&folder, &command(&applied, "tidemill sync status --data-dir log")).end();
-    wait_state(&folder, "failed");
-    let replace = command(&status(&LOG), "tidemill sync apply");
+    // It is refused as the run would be, and nothing is kept of it.
+    let refused = typed(&folder, &command(&refused, "tidemill sync apply")).end().fails(4, &["nothing was applied"]);
+    assert_eq!(status_of(&folder, &LOG), Json::Array(Vec::new()));
+    let replace = command(&refused.err, "tidemill sync apply");
     assert!(replace.contains(" --data-dir log --replace"), "{replace}");
-    typed(&folder, &replace).end().ok();
+    let applied = typed(&folder, &replace).end().ok();
+    typed(&folder, &command(&applied, "tidemill sync status --data-dir log")).end();
     wait_state(&folder, "following");
     folder.wait_equal();
 

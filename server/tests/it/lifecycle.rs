@@ -61,7 +61,8 @@ fn a_server_runs_the_syncs_that_are_applied() {
     folder.sql("source.db", &["update t set v = 'good' where id = 2"]);
     assert!(poll(PATIENCE, || folder.run(&retry).out.contains("released").then_some(())).is_some());
     status(&folder, in_state("following"));
-    folder.run(&["sync", "verify", "s.toml"]).ok();
+    let verified = folder.run(&[&["sync", "verify", "s.toml"], &DATA[..]].concat()).ok();
+    assert!(verified.contains("the target has what the source had at "), "{verified}");
 
     folder.sql("source.db", &["insert into t values (4,'bad')"]);
     status(&folder, in_state("degraded"));
@@ -73,6 +74,9 @@ fn a_server_runs_the_syncs_that_are_applied() {
     let rm = [&["sync", "rm", "s.toml"], &DATA[..]].concat();
     assert!(folder.run(&rm).ok().contains("topic s.t deleted"));
     folder.run(&rm).fails(3, &["no sync s was applied here"]);
+    folder
+        .run(&[&["sync", "status", "s.toml"], &DATA[..]].concat())
+        .fails(3, &["the log knows no sync s; it knows none"]);
     assert!(folder.run(&[&["sync", "status"], &DATA[..]].concat()).ok().contains("no syncs"));
     assert_eq!(running.stop("TERM").code, Some(0));
 }

@@ -1,6 +1,7 @@
 //! Integration tests of the binary, as a user runs it. The other program, which writes the sources, is Python's SQLite.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod beside;
 mod cli;
 mod demo;
 mod first_steps;
@@ -15,3 +16,4 @@ mod rounds;
 #[path = "../../../connect/tests/it/servers/mod.rs"]
 mod servers;
 mod support;
+mod verify;

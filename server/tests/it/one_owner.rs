@@ -370,3 +370,32 @@ fn the_shell_works_on_a_terminal() {
     assert_eq!(seen["code"], 0, "{seen}");
     assert!(!seen["seen"].as_str().unwrap().contains("_tidemill"), "{seen}");
 }
+
+/// The lock of an owner that was killed may outlive what is seen of its process by a moment.
+#[test]
+fn the_lock_of_an_owner_that_is_gone_is_waited_for() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.path("data")).unwrap();
+    let hold = "import fcntl, os, subprocess, sys, time\nf = open('data/LOCK', 'w')\n\
+                fcntl.flock(f, fcntl.LOCK_EX)\ngone = subprocess.Popen(['true'])\n\
+                if sys.argv[1] == 'dead': gone.wait()\n\
+                pid = os.getpid() if sys.argv[1] == 'alive' else gone.pid\n\
+                f.write(f'pid {pid}, start, socket api.sock')\nf.flush()\nprint('held', flush=True)\n\
+                time.sleep(float(sys.argv[2]))\n";
+    let start = ["start", "--listen", "127.0.0.1:0", "--data-dir", "data"];
+    for how in ["dead", "zombie"] {
+        let mut holder = folder.start_program("python3", &["-c", hold, how, "2"]);
+        holder.wait_out("held");
+        let begun = std::time::Instant::now();
+        let mut server = folder.start(&start);
+        server.wait_err("serving");
+        assert!(begun.elapsed() > Duration::from_secs(1), "{how}: two own the folder");
+        server.stop("TERM");
+    }
+    // One that is alive keeps it, and this is told at once.
+    let mut holder = folder.start_program("python3", &["-c", hold, "alive", "60"]);
+    holder.wait_out("held");
+    let begun = std::time::Instant::now();
+    folder.run(&start).fails(4, &["is owned by another process: pid "]);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}

@@ -152,7 +152,10 @@ fn life(folder: &Folder, source: &Place, tables: &[String], kinds: &[&str], targ
     wait_equal(source, targets, tables, &running);
     source.exec(&changes(source, round));
     wait_equal(source, targets, tables, &running);
-    let verified = folder.run(&["sync", "verify", "pairs.toml"]).ok();
+    // The place that is waited for is read in the source itself.
+    source.exec(&changes(source, round + 10));
+    let verified = folder.run(&["sync", "verify", "pairs.toml", "--data-dir", "log"]).ok();
+    assert_eq!(verified.matches("the target has what the source had at ").count(), kinds.len(), "{verified}");
     assert!(verified.trim_end().ends_with("equal") && !verified.contains("not equal"), "{verified}");
     // What a person changes in a target is told, row by row.
     targets.iter().for_each(|target| target.exec(&format!("delete from {}", quoted(target, &tables[0]))));
@@ -233,7 +236,7 @@ fn rows_that_only_the_target_has_are_merged_with_or_replaced() {
     follow(&[]);
     let extra = |wanted: bool| {
         let verified = folder.run(&["sync", "verify", "s.toml", "--wait", "0"]);
-        let found = verified.out.matches("0 missing, 1 only in the target, 0 differ").count();
+        let found = verified.out.matches("0 different, 0 only in the source, 1 only in the target, 0 parked").count();
         assert_eq!(found, if wanted { KINDS.len() } else { 0 }, "{verified:?}");
         assert_eq!(verified.code, Some(i32::from(wanted)), "{verified:?}");
     };
@@ -307,6 +310,10 @@ fn a_sync_that_writes_back_is_refused() {
     let mut running = run("there.toml");
     running.wait_err("in step, following");
     assert_eq!(running.stop("TERM").code, Some(0));
+    // Check says the same, and gives up no table of the other's source for it.
+    a.exec("insert into t values (1, 'a');");
+    let checked = folder.run(&["sync", "check", "back.toml", "--data-dir", "log"]).fails(4, &[]).out;
+    assert!(checked.contains("t is written by sync there") && !checked.contains("--replace"), "{checked}");
     for more in [&[][..], &["--replace"]] {
         let args = [&["sync", "run", "back.toml", "--data-dir", "log"], more].concat();
         folder.run(&args).fails(4, &["t is written by sync there", "round for ever"]);
@@ -315,7 +322,22 @@ fn a_sync_that_writes_back_is_refused() {
     running.wait_err("in step, following");
     assert_eq!(running.stop("TERM").code, Some(0));
     folder.run(&["sync", "rm", "there.toml", "--data-dir", "log"]).ok();
+    a.exec("delete from t;");
+    b.exec("delete from t;");
     folder.run(&["sync", "run", "back.toml", "--data-dir", "log", "--once"]).ok();
+    // Of two that begin at one moment the first one of the file has its way.
+    b.exec("drop table t; create table t (id int primary key, v varchar(20));");
+    a.exec("drop table t; create table t (id int primary key, v varchar(20)); insert into t values (1, 'a');");
+    write("both.toml", sync("d1", &a, &b, "t") + &sync("d2", &b, &a, "t"));
+    let checked = folder.run(&["sync", "check", "both.toml"]).fails(4, &[]).out;
+    let (first, second) = checked.split_once("sync d2: ").unwrap();
+    assert!(second.contains("t is written by sync d1") && !second.contains("--replace"), "{checked}");
+    assert!(!first.contains("is written by"), "{checked}");
+    let mut running = folder.start(&["sync", "run", "both.toml", "--data-dir", "new"]);
+    running.wait_err("in step, following");
+    running.wait_err("t is written by sync d1");
+    running.signal("TERM");
+    running.end().fails(4, &["sync d2: "]);
 }
 
 #[test]

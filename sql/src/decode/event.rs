@@ -12,7 +12,7 @@ use tidemill_connect::{
 use tidemill_core::{Error, Result, batch::RecordRef};
 
 use super::{Decoder, Known, Projected, column::bytes_text};
-use crate::catalog::quoted;
+use crate::{catalog::quoted, table::Form};
 
 /// Which row of an event is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +83,15 @@ impl Decoder {
         let (name, declared) = known.map_or(("?", "?"), |known| (known.name.as_str(), kind_text(known.kind)));
         let declared = if *value == Value::Null { "NOT NULL" } else { declared };
         let key = String::from_utf8_lossy(record.key.unwrap_or_default());
-        let advice = format!("correct the row {key} in the source, or leave {} out", quoted(name));
+        let (column, table) = (quoted(name), &self.place.table);
+        let as_it_is = match (self.place.form, declared) {
+            (Form::Changes, _) => format!("_offset, _value from records_of({table})"),
+            (_, "BIGINT" | "DOUBLE") => format!("try_cast({column} as {declared}) from texts_of({table})"),
+            _ => format!("{column} from texts_of({table})"),
+        };
+        let advice = format!(
+            "correct the row {key} in the source, or leave {column} out, or read it as it is: select {as_it_is}"
+        );
         Error::invalid(format!(
             "{}: \"{name}\" is {}, column is {declared}; {advice}",
             self.at(record),

@@ -21,7 +21,10 @@ use tidemill_core::{
 pub(crate) use self::column::bytes_text;
 use self::column::{ColumnBuilder, headers_text};
 pub(crate) use self::event::Image;
-use crate::{catalog::Declared, table::ColumnSource};
+use crate::{
+    catalog::Declared,
+    table::{ColumnSource, Form},
+};
 
 /// Rows in a batch.
 const BATCH_ROWS: usize = 8192;
@@ -32,6 +35,9 @@ const BATCH_BYTES: usize = 2 << 20;
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) topic: String,
+    /// The table's name in SQL, and what is read of it.
+    pub(crate) table: String,
+    pub(crate) form: Form,
     pub(crate) partition: u32,
 }
 
@@ -76,7 +82,8 @@ impl Decoder {
             let columns = declared.present.table.columns.iter().zip(&declared.present.kinds).enumerate();
             let known = columns.map(|(i, (column, kind))| Known {
                 name: column.name.clone(),
-                kind: *kind,
+                // A column of any kind shows every value as text.
+                kind: if place.form == Form::Texts { Kind::Any } else { *kind },
                 projected: sources.iter().position(|source| *source == ColumnSource::Column(i)),
             });
             known.collect()

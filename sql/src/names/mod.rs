@@ -32,7 +32,7 @@ use crate::{
     windows::Call,
 };
 
-/// Schema and name under which a table is planned; `changes_of` of it has a name of its own.
+/// Schema and name under which a table is planned; `changes_of` of it, and its like, have names of their own.
 pub(crate) type TableKey = (String, String);
 
 /// A table that a statement reads.
@@ -201,9 +201,9 @@ impl<'c> Names<'c> {
                 let relation = self.named(name, alias.as_ref())?;
                 scope.relations.push(relation);
             }
-            TableFactor::Table { name, alias, args, .. } if is_changes_of(name) => {
+            TableFactor::Table { name, alias, args, .. } if form_called(name).is_some() => {
                 let arguments = args.take().map(|args| args.args).unwrap_or_default();
-                let relation = self.changes_of(name, alias, &arguments)?;
+                let relation = self.form_of(name, alias, &arguments)?;
                 scope.relations.push(relation);
             }
             TableFactor::Table { name, alias, args: Some(TableFunctionArgs { args, .. }), .. } => {
@@ -244,32 +244,37 @@ impl<'c> Names<'c> {
         Ok(self.topic(name, key, Used { table, form, wide: false }, alias))
     }
 
-    fn changes_of(
+    /// `changes_of(t)` and its like: a topic in another form.
+    fn form_of(
         &mut self,
         name: &mut ObjectName,
         alias: &mut Option<TableAlias>,
         arguments: &[FunctionArg],
     ) -> Result<Relation> {
+        let Some((function, form)) = form_called(name) else { return Err(Error::internal("no form of a table")) };
         let parts = match arguments {
             [FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Identifier(ident)))] => vec![ident.clone()],
             [FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::CompoundIdentifier(parts)))] => parts.clone(),
-            _ => return Err(Error::invalid("changes_of takes the name of one table: changes_of(schema.\"Table\")")),
+            _ => {
+                let text = format!("{function} takes the name of one table: {function}(schema.\"Table\")");
+                return Err(Error::invalid(text));
+            }
         };
         let table = Arc::clone(self.catalog.find(&parts)?);
-        if table.declared.is_none() {
-            let text =
-                format!("{} is not filled by a sync; its records are its changes: select from it", table.sql_name());
+        if table.declared.is_none() && form != Form::Raw {
+            let are = if form == Form::Changes { "its records are its changes" } else { "its records are text" };
+            let text = format!("{} is not filled by a sync; {are}: select from it", table.sql_name());
             return Err(Error::invalid(text));
         }
-        let key = (table.schema.clone(), format!("changes_of({})", table.name));
+        let key = (table.schema.clone(), format!("{function}({})", table.name));
         // As in PostgreSQL a function in FROM goes by its own name.
         let alias = alias.get_or_insert_with(|| TableAlias {
             explicit: true,
-            name: Ident::new("changes_of"),
+            name: Ident::new(function),
             columns: Vec::new(),
             at: None,
         });
-        Ok(self.topic(name, key, Used { table, form: Form::Changes, wide: false }, Some(alias)))
+        Ok(self.topic(name, key, Used { table, form, wide: false }, Some(alias)))
     }
 
     fn topic(&mut self, name: &mut ObjectName, key: TableKey, used: Used, alias: Option<&TableAlias>) -> Relation {
@@ -407,8 +412,13 @@ fn only_ident(name: &mut ObjectName) -> Option<&mut Ident> {
     }
 }
 
-fn is_changes_of(name: &ObjectName) -> bool {
-    matches!(idents(name).as_slice(), [only] if folded(only) == "changes_of")
+/// The functions in FROM that read a topic in another form.
+const FORMS: [(&str, Form); 3] = [("changes_of", Form::Changes), ("texts_of", Form::Texts), ("records_of", Form::Raw)];
+
+fn form_called(name: &ObjectName) -> Option<(&'static str, Form)> {
+    let [only] = &idents(name)[..] else { return None };
+    let called = folded(only);
+    FORMS.into_iter().find(|(function, _)| *function == called)
 }
 
 fn constraint_of(operator: &mut JoinOperator) -> Option<&mut JoinConstraint> {

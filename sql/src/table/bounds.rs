@@ -57,7 +57,8 @@ fn bound(filter: &Expr, form: Form) -> Option<(Column, Operator, i64)> {
         _ => (column(right)?, op.swap()?, literal(left)?),
     };
     let known = matches!(operator, Operator::Eq | Operator::Lt | Operator::LtEq | Operator::Gt | Operator::GtEq);
-    (known && (column == Column::Partition || form != Form::Current)).then_some((column, operator, value))
+    (known && (column == Column::Partition || !matches!(form, Form::Current | Form::Texts)))
+        .then_some((column, operator, value))
 }
 
 fn column(expr: &Expr) -> Option<Column> {

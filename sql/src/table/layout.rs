@@ -40,11 +40,15 @@ impl Layout {
     pub(crate) fn of(table: &Table, form: Form) -> Self {
         use ColumnSource as S;
         let (first, hidden): (&[S], &[S]) = match form {
-            Form::Current => (&[], &[S::Partition, S::Offset, S::Timestamp, S::Key, S::Headers]),
+            Form::Current | Form::Texts => (&[], &[S::Partition, S::Offset, S::Timestamp, S::Key, S::Headers]),
             Form::Changes => (&[S::Op, S::Offset, S::Timestamp], &[S::Partition, S::Key, S::Headers]),
             Form::Raw => (&[S::Key, S::Value], &[S::Partition, S::Offset, S::Timestamp, S::Headers]),
         };
-        let declared = declared_columns(table);
+        let declared = match form {
+            Form::Raw => Vec::new(),
+            Form::Texts => declared_columns(table).into_iter().map(as_text).collect(),
+            Form::Current | Form::Changes => declared_columns(table),
+        };
         // A column of the source keeps its name; the one of ours that it hides is not to be had.
         let ours = |sources: &[S]| -> Vec<(Field, S)> {
             let fields = sources.iter().map(|source| (field_of(*source), *source));
@@ -86,6 +90,11 @@ fn declared_columns(table: &Table) -> Vec<(Field, ColumnSource)> {
         (Field::new(&column.name, type_of(*kind, &column.declared_type), *nullable), ColumnSource::Column(i))
     };
     columns.map(field).collect()
+}
+
+/// A column that takes every value as text, and NULL too.
+fn as_text((field, source): (Field, ColumnSource)) -> (Field, ColumnSource) {
+    (Field::new(field.name(), DataType::Utf8View, true), source)
 }
 
 /// The Arrow type of a column's values. Dates and times stay text: sources have some that no calendar has.

@@ -45,6 +45,8 @@ const AHEAD: usize = 2;
 pub(crate) enum Form {
     /// The newest row of each key.
     Current,
+    /// The newest row of each key, every column as text, whatever it holds.
+    Texts,
     /// Every change, one row each.
     Changes,
     /// Every record as it is.
@@ -156,7 +158,7 @@ impl PartitionStream for Scan {
         let scan = self.clone();
         let output = Output { sender: stream.tx() };
         stream.spawn_blocking(move || match scan.form {
-            Form::Current => current::run(&scan, &output, &context),
+            Form::Current | Form::Texts => current::run(&scan, &output, &context),
             Form::Changes => changes::run(&scan, &output),
             Form::Raw => raw::run(&scan, &output),
         });
@@ -166,7 +168,12 @@ impl PartitionStream for Scan {
 
 impl Scan {
     fn decoder(&self) -> Decoder {
-        let place = Place { topic: self.table.topic.name.clone(), partition: self.range.number };
+        let place = Place {
+            topic: self.table.topic.name.clone(),
+            table: self.table.sql_name(),
+            partition: self.range.number,
+            form: self.form,
+        };
         Decoder::new(Arc::clone(&self.schema), &self.sources, self.table.declared.as_ref(), place)
     }
 

@@ -115,13 +115,23 @@ async fn a_value_that_does_not_fit_fails_the_query_with_its_place() {
         let schema = log.table("chinook", "Track", 1, TRACK);
         log.rows(&schema, [vec![integer(1), string("a"), integer(1), integer(1), one()], row]);
         let session = session(log);
-        for from in ["Track", "changes_of(Track)"] {
+        let cast = |to: &str| format!("try_cast(\"{column}\" as {to}) from texts_of(chinook.\"Track\")");
+        let as_text = match column {
+            "UnitPrice" => cast("DOUBLE"),
+            "AlbumId" => cast("BIGINT"),
+            _ => format!("\"{column}\" from texts_of(chinook.\"Track\")"),
+        };
+        let as_it_is = "_offset, _value from records_of(chinook.\"Track\")".to_owned();
+        for (from, reads) in [("Track", as_text), ("changes_of(Track)", as_it_is)] {
             let e = error(&session, &format!("select * from {from}")).await;
             assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
             let expected = format!(
-                "chinook.Track[0]@1: {message}correct the row {{\"TrackId\":7}} in the source, or leave \"{column}\" out"
+                "chinook.Track[0]@1: {message}correct the row {{\"TrackId\":7}} in the source, or leave \"{column}\" out, \
+                 or read it as it is: select {reads}"
             );
             assert_eq!(e.to_string(), expected);
+            // What it says works.
+            assert_eq!(csv(&session, &format!("select {reads}")).await.lines().count(), 3, "{reads}");
         }
         // Whoever does not ask for the column is not in its way.
         assert_eq!(csv(&session, "select count(*), sum(Milliseconds) as s from Track").await, "count(*),s\n2,2\n");
@@ -138,4 +148,27 @@ async fn a_misfit_that_was_corrected_is_history() {
     let session = session(log);
     assert_eq!(csv(&session, "select UnitPrice from Track").await, "UnitPrice\n2.0\n");
     assert_eq!(error(&session, "select UnitPrice from changes_of(Track)").await.kind(), ErrorKind::Invalid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_of_a_table_show_every_value_and_try_cast_reads_the_rest() {
+    let mut log = Log::default();
+    let schema = log.table("chinook", "Track", 1, TRACK);
+    let row = |id: i64, name: Value, price: Value| vec![integer(id), name, integer(1), integer(1), price];
+    log.rows(&schema, [row(1, string("a"), Value::Real(0.5)), row(2, Value::Null, string("n/a"))]);
+    log.rows(&schema, [row(3, Value::Blob(vec![1]), integer(2)), row(1, string("b"), Value::Real(1.5))]);
+    let session = session(log);
+    let texts = csv(&session, "select TrackId, Name, UnitPrice, _offset from texts_of(Track) order by TrackId").await;
+    assert_eq!(texts, "TrackId,Name,UnitPrice,_offset\n1,b,1.5,3\n2,,n/a,1\n3,\\x01,2,2\n");
+    let sum = "select sum(try_cast(UnitPrice as double)) as s, count(*) as n from texts_of(chinook.Track) as t";
+    assert_eq!(csv(&session, sum).await, "s,n\n3.5,3\n");
+    let odd = "select TrackId, UnitPrice from texts_of(Track) where try_cast(UnitPrice as double) is null";
+    assert_eq!(csv(&session, odd).await, "TrackId,UnitPrice\n2,n/a\n");
+    let first = "select _offset, _key from records_of(Track) where _offset < 2 order by _offset";
+    assert_eq!(csv(&session, first).await, "_offset,_key\n0,\"{\"\"TrackId\"\":1}\"\n1,\"{\"\"TrackId\"\":2}\"\n");
+    let value = csv(&session, "select _value from records_of(Track) where _offset = 1").await;
+    assert!(value.contains("n/a"), "{value}");
+    assert!(
+        error(&session, "select * from texts_of(1)").await.to_string().contains("texts_of takes the name of one table")
+    );
 }

@@ -27,7 +27,7 @@ use tidemill_connect::sync::{
     away::Side,
     file::load,
     run::{Observer, RunOptions, TableStart, run as run_sync, shell_word},
-    verify::verify,
+    verify::{Patience, verify},
 };
 use tidemill_core::{Error, clock::Clock, log::Session};
 use tidemill_streams::{Control, Options, Status, View};
@@ -277,7 +277,8 @@ async fn await_topic(session: &dyn Session, syncing: &JoinHandle<Result<(), Erro
 async fn differing_tables(file: &Path) -> anyhow::Result<Vec<String>> {
     let mut unmet = Vec::new();
     for spec in load(file)? {
-        for verdict in verify(spec, PATIENCE).await? {
+        let patience = Patience { catch_up: None, at_most: PATIENCE, quiet: PATIENCE };
+        for verdict in verify(&spec, None, patience).await?.tables {
             let state = if verdict.is_equal() { "equal" } else { "NOT equal" };
             println!("  {:<10} {:>6} rows, source and replica {state}", verdict.table, verdict.diff.rows);
             if !verdict.is_equal() {

@@ -2,45 +2,41 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
 use axum::http::Method;
 use futures::future::join_all;
 use tidemill_connect::{
     command::shell_word,
-    connector::Level,
-    converter::TopicSchema,
     sync::{
-        check::check,
-        file::{SyncSpec, load},
+        check::refused_beside,
+        file::{SyncSpec, load, select},
+        known::Known,
         recopy::resolve_recopy,
         release::release,
         remove::{remove, remove_capture},
         run::{RunOptions, run as run_sync},
-        verify::{Patience, Verdict, verify_patiently},
     },
 };
 use tidemill_core::Error;
 
+mod check;
 mod plans;
 mod served;
+mod status;
+mod verify;
 
-use super::{count, progress::Progress, reach_existing, stop_signal};
+use super::{progress::Progress, reach_existing, stop_signal};
 use crate::{
-    cli::{Owned, Sync, Target},
+    cli::{DATA_DIR_DEFAULT, Owned, Sync, SyncFile, Target},
     exit::{self, ConfigFault},
     node::{Node, SERVER_COMMAND, has_log},
     typed::Typed,
 };
-
-/// How long rows that differ may take to arrive, and how long nothing may arrive, unless the user says otherwise.
-const PATIENCE: Patience = Patience { at_most: Duration::from_secs(10), quiet: Duration::from_secs(3) };
-/// So many keys of each table that differs are printed.
-const PRINTED_KEYS: usize = 10;
 
 pub async fn run(command: Sync) -> anyhow::Result<ExitCode> {
     let typed = typed(&command);
@@ -50,17 +46,19 @@ pub async fn run(command: Sync) -> anyhow::Result<ExitCode> {
 /// How the commands are typed that the errors of a command name.
 fn typed(command: &Sync) -> Typed {
     let data_dir = |log: &Owned| Typed::of_folder(&log.data_dir);
-    let known = |data_dir: &Option<PathBuf>| data_dir.as_deref().map_or_else(Typed::of_unknown, Typed::of_folder);
+    let known = |data_dir: &Option<PathBuf>| {
+        data_dir.clone().or_else(log_here).map_or_else(Typed::of_unknown, |data_dir| Typed::of_folder(&data_dir))
+    };
     match command {
-        Sync::Run { file, log, .. } => data_dir(log).file(file),
+        Sync::Run { file, log, .. } => data_dir(log).file(&file.path),
         Sync::Check { file, data_dir } | Sync::Verify { file, data_dir, .. } | Sync::Release { file, data_dir, .. } => {
-            known(data_dir).file(file)
+            known(data_dir).file(&file.path)
         }
-        Sync::Plan { file } => Typed::of_unknown().file(file),
+        Sync::Plan { file } => Typed::of_unknown().file(&file.path),
         Sync::Apply { file, log, .. }
         | Sync::Retry { file, log }
         | Sync::Skip { file, log, .. }
-        | Sync::Rm { file, log, .. } => Typed::by(log).file(file),
+        | Sync::Rm { file, log, .. } => Typed::by(log).file(&file.path),
         Sync::Status { file, log, .. } => match file {
             Some(file) => Typed::by(log).file(file),
             None => Typed::by(log),
@@ -68,20 +66,24 @@ fn typed(command: &Sync) -> Typed {
     }
 }
 
-async fn run_command(command: Sync) -> anyhow::Result<ExitCode> {
+async fn run_command(mut command: Sync) -> anyhow::Result<ExitCode> {
+    if let Sync::Check { data_dir, .. } | Sync::Verify { data_dir, .. } | Sync::Release { data_dir, .. } = &mut command
+    {
+        *data_dir = data_dir.take().or_else(log_here);
+    }
     match command {
         Sync::Run { file, once, recopy, replace, log } => {
             follow(&file, RunOptions { once, recopy, replace }, &log).await
         }
-        Sync::Check { file, data_dir } => examine(&file, data_dir.as_deref()).await,
+        Sync::Check { file, data_dir } => check::run(&file, data_dir.as_deref()).await,
         Sync::Plan { file } => plans::show(&read_and_find_passwords(&file)?).await,
         Sync::Apply { file, recopy, replace, log } => served::apply(&file, recopy, replace, &log).await,
-        Sync::Status { file, output, log } => served::status(file.as_deref(), output, &log).await,
+        Sync::Status { file, syncs, output, log } => status::run(file.as_deref(), &syncs, output, &log).await,
         Sync::Retry { file, log } => served::retry(&file, None, &log).await,
         Sync::Skip { file, key, log } => served::retry(&file, Some(&key), &log).await,
-        Sync::Verify { file, wait, data_dir } => compare(&file, wait, data_dir.as_deref()).await,
+        Sync::Verify { file, wait, data_dir } => verify::run(&file, wait, data_dir.as_deref()).await,
         Sync::Release { file, table, data_dir } => {
-            let typed = Known::of(data_dir.as_deref()).await?.typed(&file, data_dir.as_deref());
+            let typed = Told::of(data_dir.as_deref()).await?.typed(&file, data_dir.as_deref());
             let done = release(&read(&file)?, &table).await?;
             done.iter().for_each(|line| say!("{}", typed.text(line)));
             Ok(ExitCode::SUCCESS)
@@ -90,12 +92,20 @@ async fn run_command(command: Sync) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn read(file: &Path) -> anyhow::Result<Vec<SyncSpec>> {
-    load(file).map_err(|error| ConfigFault(error).into())
+/// The log that other commands would take without `--data-dir`, if there is one.
+fn log_here() -> Option<PathBuf> {
+    let folder = PathBuf::from(DATA_DIR_DEFAULT);
+    has_log(&folder).then_some(folder)
+}
+
+/// The syncs of a file that a command is about.
+fn read(file: &SyncFile) -> anyhow::Result<Vec<SyncSpec>> {
+    let specs = load(&file.path).map_err(ConfigFault)?;
+    Ok(select(specs, &file.syncs)?)
 }
 
 /// Reads a file whose databases are connected to from here.
-fn read_and_find_passwords(file: &Path) -> anyhow::Result<Vec<SyncSpec>> {
+fn read_and_find_passwords(file: &SyncFile) -> anyhow::Result<Vec<SyncSpec>> {
     let specs = read(file)?;
     find_passwords(&specs)?;
     Ok(specs)
@@ -105,15 +115,16 @@ fn find_passwords(specs: &[SyncSpec]) -> anyhow::Result<()> {
     Ok(specs.iter().try_for_each(SyncSpec::check_passwords).map_err(ConfigFault)?)
 }
 
-async fn follow(file: &Path, options: RunOptions, log: &Owned) -> anyhow::Result<ExitCode> {
+async fn follow(file: &SyncFile, options: RunOptions, log: &Owned) -> anyhow::Result<ExitCode> {
     let (specs, replace) = (read_and_find_passwords(file)?, options.replace);
     let mut stop = stop_signal()?;
-    let node = match Node::open(&log.data_dir, &format!("sync run {}", file.display())).await? {
+    let node = match Node::open(&log.data_dir, &format!("sync run {}", file.path.display())).await? {
         Ok(node) => node,
         Err(owner) if owner.is_server() && !options.once => {
             let refusal = owner.refusal(&log.data_dir);
             let options = options.recopy.iter().map(|table| format!(" --recopy {}", shell_word(table)));
-            let options: String = options.chain(replace.then(|| " --replace".to_owned())).collect();
+            let only = file.syncs.iter().map(|sync| format!(" --sync {}", shell_word(sync)));
+            let options: String = only.chain(options).chain(replace.then(|| " --replace".to_owned())).collect();
             return Err(
                 Error::conflict(format!("{refusal}; to let it run them: tidemill sync apply FILE{options}")).into()
             );
@@ -141,12 +152,22 @@ async fn run_specs(
 ) -> anyhow::Result<Option<ExitCode>> {
     let recopy = resolve_recopy(&*node.session("sync run").await?, specs, &options.recopy).await?;
     let options = &RunOptions { recopy, ..options.clone() };
+    // Syncs that begin at one moment do not see each other in the log.
+    let refused = match options.once {
+        true => BTreeMap::new(),
+        false => refused_beside(specs, &Known::of(&*node.session("sync run").await?).await?).await,
+    };
+    let refused = RefCell::new(refused);
     let progress = Progress::new(options.once);
     let failed = RefCell::new(None);
     let runs = specs.iter().map(|spec| {
         let (shown, stop, failed) = (Arc::new(progress.of(&spec.name)), stop.clone(), &failed);
+        let refused = refused.borrow_mut().remove(&spec.name);
         async move {
             let run = async {
+                if let Some(refused) = refused {
+                    return Err(refused.into());
+                }
                 let session = node.session(&format!("sync/{}", spec.name)).await?;
                 let clock = Arc::clone(node.engine().clock());
                 let (observer, control) = (Arc::clone(&shown), Arc::default());
@@ -170,100 +191,33 @@ async fn run_specs(
 
 /// What a log says to who examines its syncs.
 #[derive(Default)]
-struct Known {
-    /// The schemas of its topics, as far as syncs write them.
-    schemas: Vec<TopicSchema>,
-    /// Its identity; empty where none is named.
-    log_id: String,
+struct Told {
+    known: Known,
     /// Whether a server runs the syncs.
     served: bool,
 }
 
-impl Known {
+impl Told {
     async fn of(data_dir: Option<&Path>) -> anyhow::Result<Self> {
         let Some(data_dir) = data_dir else { return Ok(Self::default()) };
         let target = Target { data_dir: data_dir.to_owned(), server: None };
         let client = reach_existing(&target, "sync check").await?;
         let asked = async {
-            let schemas = serde_json::from_value(client.call(Method::GET, "/v1/schemas", None).await?)?;
+            let known = serde_json::from_value(client.call(Method::GET, "/v1/known", None).await?)?;
             let info = client.call(Method::GET, "/v1/info", None).await?;
-            let text = |name: &str| info[name].as_str().unwrap_or_default().to_owned();
-            anyhow::Ok(Self { schemas, log_id: text("log_id"), served: text("command") == SERVER_COMMAND })
+            anyhow::Ok(Self { known, served: info["command"] == SERVER_COMMAND })
         };
-        let known = asked.await;
+        let told = asked.await;
         client.close().await?;
-        known
+        told
     }
 
-    fn typed(&self, file: &Path, data_dir: Option<&Path>) -> Typed {
-        data_dir.map_or_else(Typed::of_unknown, Typed::of_folder).file(file).served(self.served)
+    fn typed(&self, file: &SyncFile, data_dir: Option<&Path>) -> Typed {
+        data_dir.map_or_else(Typed::of_unknown, Typed::of_folder).file(&file.path).served(self.served)
     }
 }
 
-async fn examine(file: &Path, data_dir: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let specs = read_and_find_passwords(file)?;
-    let known = Known::of(data_dir).await?;
-    let typed = known.typed(file, data_dir);
-    let mut refused = false;
-    for spec in specs {
-        say!("sync {}: {} -> {}", spec.name, spec.from, spec.to);
-        for finding in check(&spec, &known.schemas, &known.log_id).await? {
-            let mark = match finding.level {
-                Level::Ok => "ok    ",
-                Level::Warn => "warn  ",
-                Level::Refuse => "refuse",
-            };
-            say!("  {mark} {}: {}", finding.subject, finding.message);
-            if let Some(cure) = finding.cure {
-                say!("         {}", typed.text(&cure));
-            }
-            refused |= finding.level == Level::Refuse;
-        }
-    }
-    Ok(if refused { ExitCode::from(4) } else { ExitCode::SUCCESS })
-}
-
-async fn compare(file: &Path, wait: Option<f64>, data_dir: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let typed = Known::of(data_dir).await?.typed(file, data_dir);
-    let patience = wait.map_or(PATIENCE, |seconds| {
-        let wait = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        Patience { at_most: wait, quiet: wait }
-    });
-    let mut equal = true;
-    for spec in read_and_find_passwords(file)? {
-        let name = spec.name.clone();
-        for verdict in verify_patiently(spec, patience).await? {
-            equal &= verdict.is_equal();
-            print_verdict(&name, &verdict);
-            if !verdict.is_equal() {
-                let cure = format!("tidemill sync run FILE --recopy {}", shell_word(&verdict.table));
-                say!("        to copy the table anew: {}", typed.text(&cure));
-            }
-        }
-    }
-    say!("{}", if equal { "equal" } else { "not equal" });
-    Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn print_verdict(sync: &str, verdict: &Verdict) {
-    let (table, diff) = (&verdict.table, &verdict.diff);
-    if let Some(columns) = &verdict.columns {
-        say!("differs {sync}.{table}: other columns, rows not compared: {columns}");
-    } else if verdict.is_equal() {
-        say!("ok      {sync}.{table}: {} equal", count(diff.rows, "row"));
-    } else {
-        say!(
-            "differs {sync}.{table}: {} looked at, {} missing, {} only in the target, {} differ",
-            count(diff.rows, "row"),
-            diff.missing_rows,
-            diff.extra_rows,
-            diff.differing_rows
-        );
-    }
-    verdict.lines(PRINTED_KEYS).iter().for_each(|line| say!("        {line}"));
-}
-
-async fn forget(file: &Path, force: bool, log: &Target) -> anyhow::Result<ExitCode> {
+async fn forget(file: &SyncFile, force: bool, log: &Target) -> anyhow::Result<ExitCode> {
     let specs = read(file)?;
     if log.server.is_some() {
         return served::remove(&specs, force, log).await;
@@ -271,7 +225,7 @@ async fn forget(file: &Path, force: bool, log: &Target) -> anyhow::Result<ExitCo
     if !has_log(&log.data_dir) {
         return forget_without_log(&specs, force, log).await;
     }
-    let node = match Node::open(&log.data_dir, &format!("sync rm {}", file.display())).await? {
+    let node = match Node::open(&log.data_dir, &format!("sync rm {}", file.path.display())).await? {
         Ok(node) => node,
         // A server that runs the syncs removes them itself.
         Err(owner) if owner.is_server() => return served::remove(&specs, force, log).await,
