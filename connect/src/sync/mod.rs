@@ -37,6 +37,7 @@ mod place;
 pub mod plan;
 mod reconcile;
 pub mod recopy;
+mod refused;
 pub mod release;
 pub mod remove;
 mod rounds;
