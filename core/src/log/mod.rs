@@ -1,5 +1,6 @@
 //! The seam between the log and all that uses it: connectors, jobs and SQL are written against [`Log`], which speaks
-//! records, and run unchanged over the embedded engine ([`Embedded`]) or an existing cluster.
+//! records, and run unchanged over the embedded engine ([`Embedded`]) or an existing Kafka
+//! cluster (`Kafka`, with the feature `kafka`).
 //!
 //! What holds for every implementation, because the weakest one can give no more:
 //! - offsets increase but are not dense: nobody counts or finds the end by subtraction, [`Chunk::next_offset`] tells
@@ -16,6 +17,8 @@
 
 mod embedded;
 mod gate;
+#[cfg(feature = "kafka")]
+mod kafka;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -24,6 +27,8 @@ use async_trait::async_trait;
 pub use crate::engine::{Bounds, Entry, Table};
 pub use embedded::Embedded;
 pub use gate::{Action, AllowAll, Caller, Gate};
+#[cfg(feature = "kafka")]
+pub use kafka::Kafka;
 
 use crate::{
     Result,

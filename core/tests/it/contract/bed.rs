@@ -22,6 +22,8 @@ pub const LATE: Duration = Duration::from_secs(40);
 /// A log to test.
 pub struct Bed {
     pub log: Arc<dyn Log>,
+    /// The same log as another process has it.
+    pub other: Arc<dyn Log>,
     /// Of this test alone; part of all its names.
     tag: String,
     /// What must live as long as the log.
@@ -35,7 +37,7 @@ fn tag() -> String {
 
 impl Bed {
     pub fn of(log: Arc<dyn Log>, keep: impl Any + Send + Sync) -> Self {
-        Self { log, tag: tag(), _keep: Some(Box::new(keep)) }
+        Self { other: Arc::clone(&log), log, tag: tag(), _keep: Some(Box::new(keep)) }
     }
 
     pub async fn embedded() -> Self {
@@ -50,8 +52,25 @@ impl Bed {
         Self::of(Arc::new(Gaps::new(log)), _keep)
     }
 
+    /// One broker for all tests of this binary; `None`, after saying so, where there is none to be had.
+    #[cfg(feature = "kafka")]
+    pub async fn kafka() -> Option<Self> {
+        use std::sync::OnceLock;
+        static BROKER: OnceLock<Option<crate::servers::Broker>> = OnceLock::new();
+        let broker = tokio::task::spawn_blocking(|| BROKER.get_or_init(crate::servers::Broker::start).as_ref());
+        let broker = broker.await.expect("joined")?;
+        let connect =
+            || async { soon("the broker", tidemill_core::log::Kafka::connect(&broker.url())).await.expect("connects") };
+        Some(Self { other: Arc::new(connect().await), ..Self::of(Arc::new(connect().await), ()) })
+    }
+
     pub async fn session(&self) -> Arc<dyn Session> {
         self.log.session(Caller::internal("contract")).await.expect("a session")
+    }
+
+    /// A session of another process.
+    pub async fn other_session(&self) -> Arc<dyn Session> {
+        self.other.session(Caller::internal("other")).await.expect("a session")
     }
 
     /// A name for a topic or an owner.
@@ -72,6 +91,11 @@ impl Bed {
 
     pub async fn writer(&self, owner: &str) -> Box<dyn Writer> {
         self.session().await.writer(&self.name(owner)).await.expect("a writer")
+    }
+
+    /// The owner's writer as another process opens it.
+    pub async fn other_writer(&self, owner: &str) -> Box<dyn Writer> {
+        self.other_session().await.writer(&self.name(owner)).await.expect("a writer")
     }
 }
 

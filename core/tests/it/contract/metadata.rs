@@ -68,9 +68,8 @@ pub async fn a_record_is_replaced_only_at_its_version(bed: Bed) {
 }
 
 pub async fn of_two_who_put_one_wins(bed: Bed) {
-    // Two processes of one log would be two sessions that share nothing.
-    let (one, two) = (bed.session().await, bed.session().await);
-    for round in 0..3 {
+    let (one, two) = (bed.session().await, bed.other_session().await);
+    for round in 0..4 {
         let key = bed.name(&format!("key{round}"));
         let put = |session: &std::sync::Arc<dyn tidemill_core::log::Session>, value: &str| {
             let (session, key, value) = (std::sync::Arc::clone(session), key.clone(), value.to_owned());
@@ -89,12 +88,22 @@ pub async fn of_two_who_put_one_wins(bed: Bed) {
             }
             other => panic!("not one of them won: {other:?}"),
         };
-        assert_eq!(one.table(Table::Schemas).await.expect("read")[&key].value, winner);
+        for session in [&one, &two] {
+            assert_eq!(session.table(Table::Schemas).await.expect("read")[&key].value, winner);
+        }
+        // Each of two different keys gets its value, however they disturb each other.
+        let both = [(&one, "c"), (&two, "d")].map(|(session, name)| {
+            let (session, key) = (std::sync::Arc::clone(session), format!("{key}.{name}"));
+            tokio::spawn(async move { session.put(Table::Schemas, &key, Some("x".into()), None).await })
+        });
+        for put in both {
+            soon("a put", put).await.expect("joined").expect("its key was free");
+        }
     }
 }
 
 pub async fn the_log_has_one_identity(bed: Bed) {
-    let (one, two) = (bed.session().await, bed.session().await);
+    let (one, two) = (bed.session().await, bed.other_session().await);
     assert!(!one.log_id().is_empty());
     assert_eq!(one.log_id(), two.log_id());
 }

@@ -1,5 +1,5 @@
 //! What the `Log` seam promises, as tests that know nothing but `dyn Log`. Every implementation runs all of them: the
-//! embedded log, and the embedded log with gaps between its offsets.
+//! embedded log, the embedded log with gaps between its offsets, and a real broker of Apache Kafka (feature `kafka`).
 //! `twins` shows of the important ones that they can fail.
 
 mod bed;
@@ -27,6 +27,17 @@ macro_rules! contract {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $rule() {
                     super::$file::$rule(super::Bed::gapped().await).await;
+                }
+            )*)*
+        }
+        #[cfg(feature = "kafka")]
+        mod kafka {
+            $($(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $rule() {
+                    if let Some(bed) = super::Bed::kafka().await {
+                        super::$file::$rule(bed).await;
+                    }
                 }
             )*)*
         }

@@ -139,15 +139,15 @@ pub async fn a_dropped_read_loses_nothing(bed: Bed) {
     let options = FetchOptions { max_bytes: 1, max_wait: Duration::from_millis(200), end: None };
     let (mut patience, mut idle) = (0, 0);
     while read.len() < 40 {
-        // Most are too short; each sixtieth has all the time it wants.
-        patience = (patience + 7) % 60;
-        let limit = if patience == 0 { LATE } else { Duration::from_micros(patience * patience * 20) };
+        // Most are too short; each twentieth has all the time it wants.
+        patience = (patience + 7) % 20;
+        let limit = if patience == 0 { LATE } else { Duration::from_micros(patience * patience * 180) };
         let fetch = session.fetch(&to, next, &options);
         match tokio::time::timeout(limit, fetch).await {
             Ok(chunk) => {
                 let chunk = chunk.expect("a chunk");
-                idle += usize::from(chunk.records.is_empty());
-                assert!(idle < 10, "only {read:?} came");
+                idle += usize::from(chunk.next_offset == next);
+                assert!(idle < 5, "only {read:?} came");
                 read.extend(chunk.records.iter().map(value_of));
                 next = chunk.next_offset;
             }

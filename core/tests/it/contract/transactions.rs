@@ -70,7 +70,7 @@ pub async fn an_older_writer_is_refused(bed: Bed) {
     older.commit().await.expect("committed");
     older.append(&to, texts(["never"])).await.expect("staged");
     older.set_position("p", Some("never".into()));
-    let mut newer = bed.writer("w").await;
+    let mut newer = bed.other_writer("w").await;
     assert_eq!(newer.positions()["p"], "before");
     refused(older.commit().await, ErrorKind::Conflict);
     for _ in 0..2 {
@@ -89,7 +89,7 @@ pub async fn an_older_writer_is_refused(bed: Bed) {
 pub async fn an_idle_writer_that_was_fenced_is_refused(bed: Bed) {
     let (session, to) = (bed.session().await, bed.partition("a").await);
     let mut older = bed.writer("w").await;
-    let newer = bed.writer("w").await;
+    let newer = bed.other_writer("w").await;
     let appended = older.append(&to, texts(["never"])).await;
     let refusal = match appended {
         Ok(()) => older.commit().await,
@@ -135,7 +135,7 @@ pub async fn an_open_transaction_of_another_hides_no_position(bed: Bed) {
     writer.append(&to, texts(["mine"])).await.expect("staged");
     writer.set_position("p", Some("mine".into()));
     writer.commit().await.expect("committed");
-    let newer = soon("the newer writer", bed.writer("w")).await;
+    let newer = soon("the newer writer", bed.other_writer("w")).await;
     assert_eq!(newer.positions()["p"], "mine");
     for mut other in others {
         other.abort().await.expect("aborted");
