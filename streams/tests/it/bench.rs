@@ -14,13 +14,15 @@ use serde::{Serialize, de::DeserializeOwned};
 use tidemill_core::{
     clock::SystemClock,
     engine::{Config, Engine},
-    log::{Action, Caller, Embedded, FetchOptions, Gate, Log, Session},
+    log::{Action, AllowAll, Caller, Embedded, FetchOptions, Gate, Log, Session},
     record::{FetchedRecord, Record},
     storage::OsStorage,
     topic::{TopicPartition, TopicSpec},
 };
 use tidemill_streams::{Control, Error, Job, Options, Result};
 use tokio::{sync::watch, task::JoinHandle};
+
+use crate::gaps::Gaps;
 
 pub struct Folder(PathBuf);
 
@@ -117,15 +119,19 @@ impl Bench {
         self.engine = open(&self.folder);
     }
 
+    /// Its offsets have gaps, as those of a cluster.
+    fn log(&self, gate: Arc<dyn Gate>) -> Gaps {
+        Gaps::new(Arc::new(Embedded::with_gate(Arc::clone(&self.engine), gate)))
+    }
+
     pub async fn session(&self) -> Arc<dyn Session> {
-        Embedded::new(Arc::clone(&self.engine)).session(Caller::internal("test")).await.unwrap()
+        self.log(Arc::new(AllowAll)).session(Caller::internal("test")).await.unwrap()
     }
 
     /// What the job's future needs; its session goes through the door.
     pub async fn run(&self, job: Job, options: Options, control: watch::Receiver<Control>) -> Result<()> {
         let gate: Arc<dyn Gate> = Arc::clone(&self.door) as Arc<dyn Gate>;
-        let log = Embedded::with_gate(Arc::clone(&self.engine), gate);
-        let session = log.session(Caller::internal("job")).await?;
+        let session = self.log(gate).session(Caller::internal("job")).await?;
         job.run(session, Arc::new(SystemClock::default()), options, control).await
     }
 

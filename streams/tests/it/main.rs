@@ -6,6 +6,8 @@ mod bench;
 mod changelog;
 mod changes;
 mod checks;
+#[path = "../../../core/tests/it/contract/gaps.rs"]
+mod gaps;
 mod oracle;
 mod rows;
 mod runtime;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidemill_core::topic::partition_of;
+use tidemill_core::topic::{TopicPartition, partition_of};
 use tidemill_streams::{
     Control, ErrorKind, Job, Options, View, Windowed,
     agg::{Count, Fold, Sum},
@@ -564,8 +564,9 @@ async fn state_is_in_the_log_as_the_format_says() {
     running.end(Control::Stop).await.unwrap();
     let session = bench.session().await;
     let id = session.topic(IN).await.unwrap().unwrap().id;
+    let offset = session.bounds(&[TopicPartition::new(IN, 0)]).await.unwrap()[0].durable_offset;
     let expected = [
-        ("input:in:0", format!(r#"{{"topic_id":"{id}","offset":1,"watermark":15}}"#)),
+        ("input:in:0", format!(r#"{{"topic_id":"{id}","offset":{offset},"watermark":15}}"#)),
         (
             "job",
             r#"{"key_groups":64,"steps":{"step":"tumbling windows of 10 ms, offset 0 ms, grace 0 ms of count"}}"#

@@ -106,7 +106,7 @@ impl Session for Guarded {
         self.pass.may(Action::Write, owner)?;
         let inner = self.inner.writer(owner).await?;
         let (owner, pass) = (owner.to_owned(), self.pass.clone());
-        Ok(Box::new(GuardedWriter { inner, pass, owner, state: State::Sound, under_way: None, bytes: 0 }))
+        Ok(Box::new(GuardedWriter { inner, pass, owner, state: State::Sound, under_way: None, open: None }))
     }
 
     async fn positions(&self, owner: &str) -> Result<BTreeMap<String, String>> {
@@ -148,8 +148,8 @@ struct GuardedWriter {
     owner: String,
     state: State,
     under_way: Option<Call>,
-    /// Of the open transaction.
-    bytes: usize,
+    /// Bytes of the open transaction's records; `None` where none is open.
+    open: Option<usize>,
 }
 
 impl GuardedWriter {
@@ -205,17 +205,20 @@ impl Writer for GuardedWriter {
             Ok(()) => self.inner.append(to, records).await,
             Err(error) => Err(error),
         };
-        self.bytes += bytes;
+        *self.open.get_or_insert(0) += bytes;
         self.done(Call::Append, result)
     }
 
     fn set_position(&mut self, name: &str, value: Option<String>) {
+        self.open.get_or_insert(0);
         self.inner.set_position(name, value);
     }
 
     async fn commit(&mut self) -> Result<()> {
         self.usable()?;
-        if let Err(refused) = self.pass.charge(Action::Write, std::mem::take(&mut self.bytes)) {
+        if let Some(bytes) = self.open.take()
+            && let Err(refused) = self.pass.charge(Action::Write, bytes)
+        {
             self.abort().await?;
             return Err(refused);
         }
@@ -229,7 +232,7 @@ impl Writer for GuardedWriter {
         if matches!(self.state, State::Ended(..)) {
             return self.usable();
         }
-        self.bytes = 0;
+        self.open = None;
         self.under_way = Some(Call::Abort);
         let result = self.inner.abort().await;
         self.done(Call::Abort, result)?;

@@ -62,6 +62,10 @@ impl Consuming {
                     tracing::debug!(%error, "a consumer reports an error");
                 }
             }
+            // Closing blocks: the last to let go of the consumer must be this thread.
+            while Arc::strong_count(&served) > 1 {
+                served.poll(Duration::from_millis(20));
+            }
         };
         let thread = std::thread::Builder::new().name("tm-kafka-consumer".into()).spawn(serve);
         thread.map_err(|e| Error::unavailable("start a thread").with_source(e))?;
@@ -102,7 +106,6 @@ impl Consuming {
 
 impl Drop for Consuming {
     fn drop(&mut self) {
-        // The thread lets go of the consumer last: closing it blocks.
         self.stopped.store(true, Ordering::Release);
     }
 }
