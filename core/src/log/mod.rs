@@ -6,8 +6,8 @@
 //! - offsets increase but are not dense: nobody counts or finds the end by subtraction, [`Chunk::next_offset`] tells
 //!   where to go on;
 //! - a read bounded by `end` is over when `next_offset >= end`;
-//! - what is durable may be seen a moment later, and records that came after those of an open transaction may be seen
-//!   only when that has ended; so a transaction is short ([`TRANSACTION_TIME`]);
+//! - records that came after those of another's open transaction may be seen only when that has ended; so a transaction
+//!   is short ([`TRANSACTION_TIME`]);
 //! - a [`Writer`] is fenced: opening an owner refuses what an older writer of that owner still tries to commit;
 //! - a commit that failed, or whose future was dropped, ends its writer: only opening the owner anew tells what became of it;
 //! - positions are keyed records written in the owner's transaction, read after the fence;
@@ -181,7 +181,8 @@ pub trait Writer: Send {
     /// Sets a position in the open transaction; `None` deletes it.
     fn set_position(&mut self, name: &str, value: Option<String>);
 
-    /// Makes the transaction durable; readers see it, all of it, at once or a moment later.
+    /// Makes the transaction durable. Readers see it, all of it, when this returns; on a cluster, its positions a moment
+    /// later, and records behind an open transaction of another when that has ended.
     ///
     /// # Errors
     /// `Conflict` where a newer writer of this owner was opened: nothing of it is visible, ever.

@@ -70,6 +70,9 @@ pub struct Bench {
     folder: Folder,
     engine: Arc<Engine>,
     pub door: Arc<Door>,
+    /// The log is a cluster's instead.
+    #[cfg(feature = "kafka")]
+    cluster: Option<(String, tidemill_core::log::Kafka)>,
 }
 
 /// A job under way.
@@ -102,7 +105,24 @@ impl Bench {
     pub async fn new(topics: &[(&str, u32)]) -> Self {
         let folder = Folder::new();
         let engine = open(&folder);
-        let bench = Self { folder, engine, door: Arc::default() };
+        let bench = Self {
+            folder,
+            engine,
+            door: Arc::default(),
+            #[cfg(feature = "kafka")]
+            cluster: None,
+        };
+        for (name, partitions) in topics {
+            bench.create(name, *partitions).await;
+        }
+        bench
+    }
+
+    /// On a broker of its own, which has no topics yet.
+    #[cfg(feature = "kafka")]
+    pub async fn of_cluster(url: &str, topics: &[(&str, u32)]) -> Self {
+        let log = tidemill_core::log::Kafka::connect(url).await.unwrap();
+        let bench = Self { cluster: Some((url.to_owned(), log)), ..Self::new(&[]).await };
         for (name, partitions) in topics {
             bench.create(name, *partitions).await;
         }
@@ -125,12 +145,23 @@ impl Bench {
     }
 
     pub async fn session(&self) -> Arc<dyn Session> {
+        #[cfg(feature = "kafka")]
+        if let Some((_, log)) = &self.cluster {
+            return log.session(Caller::internal("test")).await.unwrap();
+        }
         self.log(Arc::new(AllowAll)).session(Caller::internal("test")).await.unwrap()
     }
 
     /// What the job's future needs; its session goes through the door.
     pub async fn run(&self, job: Job, options: Options, control: watch::Receiver<Control>) -> Result<()> {
         let gate: Arc<dyn Gate> = Arc::clone(&self.door) as Arc<dyn Gate>;
+        #[cfg(feature = "kafka")]
+        if let Some((url, _)) = &self.cluster {
+            // As another process has it.
+            let log = tidemill_core::log::Kafka::connect_with_gate(url, gate).await?;
+            let session = log.session(Caller::internal("job")).await?;
+            return job.run(session, Arc::new(SystemClock::default()), options, control).await;
+        }
         let session = self.log(gate).session(Caller::internal("job")).await?;
         job.run(session, Arc::new(SystemClock::default()), options, control).await
     }

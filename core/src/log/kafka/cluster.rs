@@ -6,7 +6,7 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig, ClientContext,
+    ClientConfig, ClientContext, Offset, TopicPartitionList,
     admin::AdminClient,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
@@ -26,6 +26,9 @@ pub(super) const REQUEST_TIME: Duration = Duration::from_secs(30);
 
 /// How long a partition may be without a leader: a new topic's for a moment, others while brokers change.
 const LEADER_TIME: Duration = Duration::from_secs(10);
+
+/// How long a commit waits until readers see it.
+const SIGHT_TIME: Duration = Duration::from_secs(2);
 
 /// Largest record, as in the embedded log.
 pub(super) const RECORD_LIMIT: usize = 8 << 20;
@@ -111,6 +114,36 @@ impl Cluster {
     pub(super) async fn high_watermark(&self, partition: &TopicPartition) -> Result<i64> {
         let bounds = ask_bounds(Arc::clone(&self.uncommitted), vec![partition.clone()]).await?;
         bounds.first().map(|b| b.durable_offset).ok_or_else(|| Error::internal("no bounds"))
+    }
+
+    /// Waits until readers see these offsets of a transaction that is committed: what ends it in a partition is written
+    /// after the commit is acknowledged. Not for long: behind an open transaction of another they stay unseen.
+    pub(super) async fn seen(&self, offsets: Vec<(TopicPartition, i64)>) -> Result<()> {
+        let consumer = Arc::clone(&self.stable);
+        blocking(move || {
+            let failed = |e: KafkaError| from_kafka(&e, "look for what was committed");
+            let deadline = Instant::now() + SIGHT_TIME;
+            let mut left = offsets;
+            while !left.is_empty() && Instant::now() < deadline {
+                let mut ends = TopicPartitionList::with_capacity(left.len());
+                for (of, _) in &left {
+                    let number = i32::try_from(of.partition).unwrap_or(i32::MAX);
+                    ends.add_partition_offset(&of.topic, number, Offset::End).map_err(failed)?;
+                }
+                // The end as a time is the end of what readers see; one request for all.
+                let ends = consumer.offsets_for_times(ends, REQUEST_TIME).map_err(failed)?;
+                left.retain(|(of, offset)| {
+                    let number = i32::try_from(of.partition).unwrap_or(i32::MAX);
+                    let end = ends.find_partition(&of.topic, number).map(|found| found.offset());
+                    !matches!(end, Some(Offset::Offset(end)) if end > *offset)
+                });
+                if !left.is_empty() {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// The number of partitions of a topic; `None` where it does not exist.

@@ -13,7 +13,7 @@ use rdkafka::{error::KafkaError, producer::Producer as _};
 use super::{
     cluster::{Cluster, RECORD_LIMIT, REQUEST_TIME},
     error::from_kafka,
-    producer::{Client, Producer, drain, send},
+    producer::{Client, Producer, Sent, drain, send},
     tables::{self, Until},
     topics,
 };
@@ -67,9 +67,9 @@ impl Fenced {
     }
 
     /// Hands records to librdkafka.
-    pub(super) async fn send(&self, to: &TopicPartition, records: Vec<Record>) -> Result<()> {
+    pub(super) async fn send(&self, to: &TopicPartition, records: Vec<Record>) -> Result<Sent> {
         let (to, owner) = (to.clone(), self.owner.clone());
-        self.producer.call(move |client| send(client, &to, &records).map(drop).map_err(|e| told(e, &owner))).await
+        self.producer.call(move |client| send(client, &to, &records).map_err(|e| told(e, &owner))).await
     }
 
     /// Sends the last records, and commits. The offsets are those of the last records.
@@ -178,6 +178,8 @@ struct Transaction {
     /// Whether librdkafka knows of it.
     begun: bool,
     size_bytes: usize,
+    /// What was sent last to each partition.
+    sent: BTreeMap<TopicPartition, Sent>,
     positions: BTreeMap<String, Option<String>>,
 }
 
@@ -195,6 +197,7 @@ impl KafkaWriter {
             since: Instant::now(),
             begun: false,
             size_bytes: 0,
+            sent: BTreeMap::new(),
             positions: BTreeMap::new(),
         })
     }
@@ -239,7 +242,9 @@ impl Writer for KafkaWriter {
         }
         self.begin().await?;
         self.transaction().size_bytes = total;
-        self.fenced.send(to, records).await
+        let sent = self.fenced.send(to, records).await?;
+        self.transaction().sent.insert(to.clone(), sent);
+        Ok(())
     }
 
     fn set_position(&mut self, name: &str, value: Option<String>) {
@@ -266,6 +271,12 @@ impl Writer for KafkaWriter {
                 Some(value) => self.positions.insert(name, value),
                 None => self.positions.remove(&name),
             };
+        }
+        let offset = |(of, sent): (TopicPartition, Sent)| Some((of, sent.now().ok()?.1));
+        let offsets: Vec<_> = open.sent.into_iter().filter_map(offset).collect();
+        if !offsets.is_empty() {
+            // It is committed, even if this fails.
+            let _ = self.cluster.seen(offsets).await;
         }
         Ok(())
     }
