@@ -147,6 +147,14 @@ async fn soak_a_transaction_that_is_open_for_long_is_told_as_such() {
     write(&mut *session.writer("w").await.expect("a writer"), &to, "quick").await.expect("committed");
 }
 
+/// More partitions than a session reads ahead: each is left and taken up again.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "soak: a reader that is moved waits for its last request"]
+async fn soak_more_partitions_than_are_read_ahead() {
+    let Some(bed) = crate::contract::Bed::kafka().await else { return };
+    crate::contract::reads::turns(&bed, 300).await;
+}
+
 /// Prints what opening a writer, committing, appending and reading cost here.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "speed: prints figures"]

@@ -51,7 +51,7 @@ impl Consuming {
             .set("fetch.error.backoff.ms", "50")
             .set("fetch.queue.backoff.ms", "5")
             // Of each partition: some fetches ahead of who reads.
-            .set("queued.max.messages.kbytes", "4096")
+            .set("queued.max.messages.kbytes", "2048")
             .set("fetch.message.max.bytes", "1048576");
         let consumer: Consumes = config.create_with_context(Context).map_err(|e| from_kafka(&e, "open a consumer"))?;
         let (consumer, stopped) = (Arc::new(consumer), Arc::new(AtomicBool::new(false)));

@@ -25,7 +25,7 @@ use crate::{
 /// Readers of one partition at different places need a consumer each.
 const CONSUMERS: usize = 3;
 /// Partitions that a consumer reads ahead at most; who has not been asked for longest goes.
-const PARTITIONS: usize = 64;
+const PARTITIONS: usize = 256;
 /// The queue tells when it has something; this is for what it does not tell, a place that moves over no records.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -51,16 +51,25 @@ impl Lane {
         Arc::clone(place).try_lock_owned().ok()
     }
 
-    /// A place for a partition that has none here; another's is given up where there are too many.
-    fn add(&self, of: &TopicPartition) -> Option<(OwnedMutexGuard<Slot>, Option<Place>)> {
+    /// A place for a partition that has none here, and the reader that leaves for it where there are too many. One that
+    /// somebody reads with stays: two must never take from the queue of one partition.
+    fn add(&self, of: &TopicPartition) -> Option<(OwnedMutexGuard<Slot>, Option<Reader>)> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         if places.contains_key(of) {
             return None;
         }
         let mut left = None;
         if places.len() >= PARTITIONS {
-            let oldest = places.iter().min_by_key(|(_, (_, used))| *used).map(|(of, _)| of.clone());
-            left = oldest.and_then(|oldest| places.remove(&oldest)).map(|(place, _)| place);
+            let mut oldest: Vec<_> = places.iter().map(|(of, (_, used))| (*used, of.clone())).collect();
+            oldest.sort_unstable();
+            for (_, old) in oldest {
+                let guard = places.get(&old).and_then(|(place, _)| Arc::clone(place).try_lock_owned().ok());
+                if let Some(mut guard) = guard {
+                    left = guard.reader.take();
+                    places.remove(&old);
+                    break;
+                }
+            }
         }
         let place = Place::default();
         let guard = Arc::clone(&place).try_lock_owned().ok()?;
@@ -79,21 +88,18 @@ impl Readers {
         Self { cluster, lanes: tokio::sync::Mutex::default() }
     }
 
-    /// Forgets all about a topic.
+    /// Ends reading a topic that goes.
     pub(super) async fn forget(&self, topic: &str) {
-        let mut gone = Vec::new();
+        let mut of_it = Vec::new();
         for lane in self.lanes.lock().await.iter() {
-            let mut places = lane.places.lock().unwrap_or_else(PoisonError::into_inner);
-            places.retain(|of, (place, _)| {
-                let keep = of.topic != topic;
-                if !keep {
-                    gone.push(Arc::clone(place));
-                }
-                keep
-            });
+            let places = lane.places.lock().unwrap_or_else(PoisonError::into_inner);
+            of_it.extend(places.iter().filter(|(of, _)| of.topic == topic).map(|(_, (place, _))| Arc::clone(place)));
         }
-        for place in gone {
-            if let Some(reader) = place.lock().await.reader.take() {
+        for place in of_it {
+            // Whoever reads it is told by the cluster that it is gone.
+            if let Ok(mut slot) = place.try_lock()
+                && let Some(reader) = slot.reader.take()
+            {
                 let _ = reader.close().await;
             }
         }
@@ -112,10 +118,8 @@ impl Readers {
         }
         for lane in lanes.iter() {
             if let Some((guard, left)) = lane.add(of) {
-                if let Some(left) = left
-                    && let Some(reader) = left.lock().await.reader.take()
-                {
-                    reader.close().await?;
+                if let Some(left) = left {
+                    left.close().await?;
                 }
                 return Ok((Arc::clone(lane), guard));
             }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -95,12 +95,14 @@ impl Fenced {
 }
 
 /// Tries until it works, as long as trying again is what librdkafka asks for.
-fn retried(deadline: Instant, what: &str, call: impl Fn(std::time::Duration) -> Result<(), KafkaError>) -> Result<()> {
+fn retried(deadline: Instant, what: &str, call: impl Fn(Duration) -> Result<(), KafkaError>) -> Result<()> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match call(left) {
             Ok(()) => return Ok(()),
-            Err(KafkaError::Transaction(error)) if error.is_retriable() && !left.is_zero() => {}
+            Err(KafkaError::Transaction(error)) if error.is_retriable() && !left.is_zero() => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             Err(error) => return Err(from_kafka(&error, what)),
         }
     }

@@ -5,7 +5,7 @@
 mod bed;
 mod gaps;
 mod metadata;
-mod reads;
+pub mod reads;
 mod transactions;
 mod twins;
 
@@ -54,7 +54,8 @@ contract! {
         large_records_pass_and_larger_ones_are_refused
         what_is_not_there_is_named
         offsets_out_of_range_are_invalid
-        two_readers_do_not_disturb_each_other;
+        two_readers_do_not_disturb_each_other
+        many_partitions_are_read_on_in_turns;
     transactions:
         a_transaction_is_seen_as_a_whole
         what_is_aborted_or_dropped_is_never_seen

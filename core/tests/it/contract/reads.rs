@@ -223,3 +223,30 @@ pub async fn two_readers_do_not_disturb_each_other(bed: Bed) {
     let (one, two) = soon("two readers", async { tokio::join!(read(0), read(3)) }).await;
     assert_eq!((&one, &two), (&wanted, &wanted));
 }
+
+pub async fn many_partitions_are_read_on_in_turns(bed: Bed) {
+    turns(&bed, 80).await;
+}
+
+/// Each of so many partitions is read on again and again.
+pub async fn turns(bed: &Bed, count: u32) {
+    let (session, all) = (bed.session().await, bed.partitions("a", count).await);
+    for (i, to) in all.iter().enumerate() {
+        let records = texts(["a", "b", "c"]).into_iter().chain([text(i.to_string())]).collect();
+        session.append(to, records).await.expect("appended");
+    }
+    let options = FetchOptions { max_bytes: 1, max_wait: Duration::from_secs(5), end: None };
+    let mut read = vec![(0, Vec::new()); all.len()];
+    for _ in 0..12 {
+        for (of, (next, values)) in all.iter().zip(&mut read) {
+            if values.len() < 4 {
+                let chunk = session.fetch(of, *next, &options).await.expect("a chunk");
+                values.extend(chunk.records.iter().map(value_of));
+                *next = chunk.next_offset;
+            }
+        }
+    }
+    for (i, (_, values)) in read.iter().enumerate() {
+        assert_eq!(values, &["a", "b", "c", &i.to_string()], "partition {i}");
+    }
+}
