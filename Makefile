@@ -17,6 +17,7 @@ soak:
 
 # Figures of this machine, in release.
 bench:
+	$(CARGO) test --release --locked -p tidemill-core --features kafka --test it speed_of_a_broker -- --ignored --nocapture
 	$(CARGO) test --release --locked -p tidemill-streams --test it speed -- --ignored --nocapture
 	$(CARGO) test --release --locked -p tidemill-sql --test it arrow_windows -- --ignored --nocapture
 	$(CARGO) test --release --locked -p tidemill-connect --test it rows_a_second -- --ignored --nocapture --test-threads 1

@@ -116,7 +116,7 @@ async fn put(session: &dyn Session, look: impl Fn(&Schemas) -> Found) -> Result<
         let value = serde_json::to_string(&schema).map_err(|e| Error::internal("encode a schema").with_source(e))?;
         match session.put(Table::Schemas, &TopicSchema::record_key(id), Some(value), None).await {
             Err(error) if error.kind() == ErrorKind::Conflict => {}
-            other => return other.map(|()| schema),
+            other => return other.map(|_| schema),
         }
     }
 }

@@ -4,6 +4,8 @@
 mod cut_test;
 mod existing;
 mod fuzz;
+#[path = "../../../core/tests/it/contract/gaps.rs"]
+mod gaps;
 mod guards;
 mod judge_test;
 mod lanes;

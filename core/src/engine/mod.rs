@@ -224,11 +224,12 @@ impl Engine {
         self.shared.catalog().table(table).clone()
     }
 
-    /// Writes one record of an internal table if its present version is `expected` (`None`: absent).
+    /// Writes one record of an internal table if its present version is `expected` (`None`: absent), and returns its
+    /// new one.
     ///
     /// # Errors
     /// `Conflict` where somebody was faster.
-    pub async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<()> {
+    pub async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64> {
         let name = key.to_owned();
         let size = value.as_ref().map_or(0, String::len);
         let compute = move |catalog: &Catalog| {
@@ -238,7 +239,9 @@ impl Engine {
             }
             Err(Error::conflict(format!("{} {name:?} is at version {found:?}, not {expected:?}", table.topic())))
         };
-        self.submit_keyed(table, key, size, compute).await.map(drop)
+        let outcome = self.submit_keyed(table, key, size, compute).await?;
+        let version = outcome.base_offsets.first().copied();
+        version.ok_or_else(|| Error::internal("a record without an offset"))
     }
 
     /// Opens a fenced writer: from now on what an earlier one of the same owner writes is refused.

@@ -6,14 +6,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    Action, AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, Writer,
+    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, Writer, gate,
 };
 use crate::{
     Error, Result,
     batch::{Batch, BatchBuilder},
     engine::{Engine, Fence},
     record::Record,
-    topic::{INTERNAL_PREFIX, PartitionId, TopicInfo, TopicPartition, TopicSpec},
+    topic::{PartitionId, TopicInfo, TopicPartition, TopicSpec},
 };
 
 /// Bytes of records a transaction gathers before they are staged.
@@ -46,22 +46,17 @@ impl Embedded {
 #[async_trait]
 impl Log for Embedded {
     async fn session(&self, caller: Caller) -> Result<Arc<dyn Session>> {
-        Ok(Arc::new(EmbeddedSession { engine: Arc::clone(&self.engine), gate: Arc::clone(&self.gate), caller }))
+        let session = EmbeddedSession { engine: Arc::clone(&self.engine) };
+        Ok(gate::guarded(Arc::new(session), Arc::clone(&self.gate), caller))
     }
 }
 
 #[derive(Clone)]
 struct EmbeddedSession {
     engine: Arc<Engine>,
-    gate: Arc<dyn Gate>,
-    caller: Caller,
 }
 
 impl EmbeddedSession {
-    fn may(&self, action: Action, resource: &str) -> Result<()> {
-        self.gate.authorize(&self.caller, action, resource)
-    }
-
     fn partition(&self, of: &TopicPartition) -> Result<PartitionId> {
         let info = self.engine.topic(&of.topic)?;
         let id = info.partitions.get(of.partition as usize).copied();
@@ -109,30 +104,22 @@ impl Session for EmbeddedSession {
     }
 
     async fn topics(&self) -> Result<Vec<Topic>> {
-        let users = self.engine.topics().into_iter().filter(|info| !info.name.starts_with(INTERNAL_PREFIX));
-        Ok(users.filter(|info| self.may(Action::Describe, &info.name).is_ok()).map(shown).collect())
+        Ok(self.engine.topics().into_iter().map(shown).collect())
     }
 
     async fn topic(&self, name: &str) -> Result<Option<Topic>> {
-        self.may(Action::Describe, name)?;
         Ok(self.engine.topic(name).ok().map(shown))
     }
 
     async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<Topic> {
-        self.may(Action::Alter, name)?;
         self.engine.create_topic(name, spec).await.map(shown)
     }
 
     async fn delete_topic(&self, name: &str) -> Result<()> {
-        self.may(Action::Alter, name)?;
         self.engine.delete_topic(name).await
     }
 
     async fn append(&self, to: &TopicPartition, records: Vec<Record>) -> Result<Appended> {
-        self.may(Action::Write, &to.topic)?;
-        if to.topic.starts_with(INTERNAL_PREFIX) {
-            return Err(Error::new(crate::ErrorKind::Denied, format!("{} is internal", to.topic)));
-        }
         let id = self.partition(to)?;
         let now = self.engine.clock().now();
         let (mut first, mut last) = (None, 0);
@@ -146,7 +133,6 @@ impl Session for EmbeddedSession {
                 builder.push(&record, now)?;
             }
             let batch = builder.finish();
-            self.gate.charge(&self.caller, Action::Write, batch.len())?;
             let span = i64::from(crate::batch::BatchHeader::decode(&batch)?.last_offset_delta);
             let outcome = self.engine.append(vec![(id, batch)], None).await?;
             let base = *outcome.base_offsets.first().ok_or_else(|| Error::internal("append without an offset"))?;
@@ -158,7 +144,6 @@ impl Session for EmbeddedSession {
     }
 
     async fn fetch(&self, from: &TopicPartition, offset: i64, options: &FetchOptions) -> Result<Chunk> {
-        self.may(Action::Read, &from.topic)?;
         let id = self.partition(from)?;
         let bounds = self.engine.cut(&[id])?;
         if bounds.first().is_some_and(|b| b.durable_offset == offset) && !options.max_wait.is_zero() {
@@ -167,40 +152,29 @@ impl Session for EmbeddedSession {
         // Records no longer in memory are read from disk: that must not hold up the runtime.
         let (this, options) = (self.clone(), *options);
         let read = tokio::task::spawn_blocking(move || this.read(id, offset, &options));
-        let chunk = read.await.map_err(|e| Error::internal("fetch").with_source(e))??;
-        self.gate.charge(
-            &self.caller,
-            Action::Read,
-            chunk.records.iter().map(|r| r.value.as_ref().map_or(0, Bytes::len)).sum(),
-        )?;
-        Ok(chunk)
+        read.await.map_err(|e| Error::internal("fetch").with_source(e))?
     }
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
-        partitions.iter().try_for_each(|p| self.may(Action::Describe, &p.topic))?;
         let ids: Vec<_> = partitions.iter().map(|p| self.partition(p)).collect::<Result<_>>()?;
         self.engine.cut(&ids)
     }
 
     async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>> {
-        self.may(Action::Write, owner)?;
         let fence = self.engine.open_writer(owner).await?;
         let positions = self.engine.positions(owner);
         Ok(Box::new(EmbeddedWriter { session: self.clone(), fence, positions, open: None }))
     }
 
     async fn positions(&self, owner: &str) -> Result<BTreeMap<String, String>> {
-        self.may(Action::Read, owner)?;
         Ok(self.engine.positions(owner))
     }
 
     async fn table(&self, table: Table) -> Result<BTreeMap<String, Entry>> {
-        self.may(Action::Read, &table.topic())?;
         Ok(self.engine.table(table))
     }
 
-    async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<()> {
-        self.may(Action::Write, &table.topic())?;
+    async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64> {
         self.engine.put(table, key, value, expected).await
     }
 }
@@ -271,7 +245,6 @@ impl Writer for EmbeddedWriter {
     }
 
     async fn append(&mut self, to: &TopicPartition, records: Vec<Record>) -> Result<()> {
-        self.session.may(Action::Write, &to.topic)?;
         let id = self.session.partition(to)?;
         let now = self.session.engine.clock().now();
         let stage_bytes = STAGE_BYTES.min(self.session.engine.config().record_limit());
@@ -299,11 +272,6 @@ impl Writer for EmbeddedWriter {
         let Some(mut transaction) = self.open.take() else { return Ok(()) };
         let mut batches = transaction.take_batches();
         batches.extend(positions);
-        let bytes = batches.iter().map(|(_, batch)| batch.len()).sum();
-        if let Err(error) = self.session.gate.charge(&self.session.caller, Action::Write, bytes) {
-            self.session.engine.abort(transaction.number);
-            return Err(error);
-        }
         let fence = Some(self.fence.clone());
         self.session.engine.commit(transaction.number, transaction.staged, batches, fence).await?;
         for (name, value) in transaction.positions {
@@ -320,6 +288,10 @@ impl Writer for EmbeddedWriter {
             self.session.engine.abort(transaction.number);
         }
         Ok(())
+    }
+
+    async fn close(mut self: Box<Self>) -> Result<()> {
+        self.abort().await
     }
 }
 

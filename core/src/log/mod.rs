@@ -1,15 +1,24 @@
 //! The seam between the log and all that uses it: connectors, jobs and SQL are written against [`Log`], which speaks
-//! records, and run unchanged over the embedded engine ([`Embedded`]) or an existing cluster.
+//! records, and run unchanged over the embedded engine ([`Embedded`]) or an existing Kafka
+//! cluster (`Kafka`, with the feature `kafka`).
 //!
 //! What holds for every implementation, because the weakest one can give no more:
 //! - offsets increase but are not dense: nobody counts or finds the end by subtraction, [`Chunk::next_offset`] tells
 //!   where to go on;
 //! - a read bounded by `end` is over when `next_offset >= end`;
+//! - records that came after those of another's open transaction may be seen only when that has ended; so a transaction
+//!   is short ([`TRANSACTION_TIME`]);
 //! - a [`Writer`] is fenced: opening an owner refuses what an older writer of that owner still tries to commit;
+//! - a commit that failed, or whose future was dropped, ends its writer: only opening the owner anew tells what became of it;
 //! - positions are keyed records written in the owner's transaction, read after the fence;
 //! - every call belongs to a [`Caller`] and passes the [`Gate`].
+//!
+//! `core/tests/it/contract` states these rules as tests, which every implementation passes.
 
 mod embedded;
+mod gate;
+#[cfg(feature = "kafka")]
+mod kafka;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,6 +26,9 @@ use async_trait::async_trait;
 
 pub use crate::engine::{Bounds, Entry, Table};
 pub use embedded::Embedded;
+pub use gate::{Action, AllowAll, Caller, Gate};
+#[cfg(feature = "kafka")]
+pub use kafka::Kafka;
 
 use crate::{
     Result,
@@ -24,65 +36,8 @@ use crate::{
     topic::{TopicPartition, TopicSpec},
 };
 
-/// On whose behalf a call is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    /// Who it is.
-    pub principal: String,
-    /// The program, connector or job, for messages and metrics.
-    pub client_id: String,
-    /// Whose quota it is charged to.
-    pub tenant: String,
-}
-
-impl Caller {
-    /// A part of this process itself, named by `client_id`.
-    pub fn internal(client_id: impl Into<String>) -> Self {
-        Self { principal: "internal".into(), client_id: client_id.into(), tenant: "default".into() }
-    }
-}
-
-/// What a call wants to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// See that a topic exists.
-    Describe,
-    /// Create, change or delete a topic.
-    Alter,
-    /// Read records or metadata.
-    Read,
-    /// Append records or metadata.
-    Write,
-}
-
-/// Decides what a caller may do, and counts what it does. Every call of every session passes both.
-pub trait Gate: Send + Sync {
-    /// Whether `caller` may do `action` to the topic or owner named `resource`.
-    ///
-    /// # Errors
-    /// `Denied` with the missing right.
-    fn authorize(&self, caller: &Caller, action: Action, resource: &str) -> Result<()>;
-
-    /// Counts `bytes` of records moved for `caller`.
-    ///
-    /// # Errors
-    /// `Unavailable` where a quota is used up.
-    fn charge(&self, caller: &Caller, action: Action, bytes: usize) -> Result<()>;
-}
-
-/// The gate that lets everybody do everything.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct AllowAll;
-
-impl Gate for AllowAll {
-    fn authorize(&self, _: &Caller, _: Action, _: &str) -> Result<()> {
-        Ok(())
-    }
-
-    fn charge(&self, _: &Caller, _: Action, _: usize) -> Result<()> {
-        Ok(())
-    }
-}
+/// How long a transaction may stay open before the log may abort it. The embedded log gives it a minute.
+pub const TRANSACTION_TIME: Duration = Duration::from_secs(10);
 
 /// A topic as the seam shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,10 +119,11 @@ pub trait Session: Send + Sync {
     /// `NotFound`.
     async fn delete_topic(&self, name: &str) -> Result<()>;
 
-    /// Appends records in order; they are durable and visible when this returns.
+    /// Appends records in order; they are durable when this returns. Others see them at once, unless a transaction is
+    /// open in the partition: then, on a cluster, when it ends.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid` (too large), `Corrupt` (read-only partition), `Closed`.
+    /// `NotFound`, `Invalid` (too large), `Corrupt` (read-only partition), `Closed`, `Denied` for the log's own topics.
     ///
     /// # Cancel safety
     /// A dropped future leaves it open how many of the records were appended.
@@ -179,10 +135,15 @@ pub trait Session: Send + Sync {
     /// `NotFound`; `Invalid` for an offset out of range; `Corrupt` where records are lost: nothing is skipped silently.
     async fn fetch(&self, from: &TopicPartition, offset: i64, options: &FetchOptions) -> Result<Chunk>;
 
-    /// Bounds of partitions. On the embedded log they are one consistent cut over all of them.
+    /// Bounds of partitions: of what can be read now. On the embedded log they are one consistent cut over all of them;
+    /// on a cluster each is taken by itself.
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>>;
 
-    /// Opens the owner's writer and fences an older one.
+    /// Opens the owner's writer and fences an older one: what that left open is aborted, what it had committed stands in
+    /// [`Writer::positions`].
+    ///
+    /// # Errors
+    /// `Unavailable`, also where transactions of others keep the positions from being read for long.
     async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>>;
 
     /// The positions an owner has committed, by name; without fencing.
@@ -191,15 +152,20 @@ pub trait Session: Send + Sync {
     /// The newest record of each key of an internal table.
     async fn table(&self, table: Table) -> Result<BTreeMap<String, Entry>>;
 
-    /// Replaces a metadata record whose version is `expected` (`None`: absent); a `None` value deletes it.
+    /// Replaces a metadata record whose version is `expected` (`None`: absent); a `None` value deletes it. Returns the
+    /// new version.
     ///
     /// # Errors
     /// `Conflict` where the version is another.
-    async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<()>;
+    async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64>;
 }
 
-/// A fenced writer: transactions of records and positions, one at a time. What is appended is seen by nobody before
-/// [`Writer::commit`] returns, and then all of it at once.
+/// A fenced writer: transactions of records and positions, one at a time. What is appended is seen by nobody before it is
+/// committed, and then all of it or nothing.
+///
+/// After an append that failed, or whose future was dropped, the transaction can only be aborted. After a commit that
+/// failed or was dropped, and once fenced, the writer has ended: every further call says so. Only `Invalid`, and a
+/// refusal of the [`Gate`], leave it as it is after an abort.
 #[async_trait]
 pub trait Writer: Send {
     /// The positions committed last, by name.
@@ -208,18 +174,27 @@ pub trait Writer: Send {
     /// Adds records to the open transaction; the first call opens it.
     ///
     /// # Errors
-    /// `Invalid` where the transaction grows beyond its limit; `Conflict` once fenced.
+    /// `Invalid` where a record or the transaction grows beyond its limit; `Conflict` once fenced, at the latest in the
+    /// commit; `Closed` after a failure.
     async fn append(&mut self, to: &TopicPartition, records: Vec<Record>) -> Result<()>;
 
     /// Sets a position in the open transaction; `None` deletes it.
     fn set_position(&mut self, name: &str, value: Option<String>);
 
-    /// Makes the transaction durable and visible.
+    /// Makes the transaction durable. Readers see it, all of it, when this returns; on a cluster, its positions a moment
+    /// later, and records behind an open transaction of another when that has ended.
     ///
     /// # Errors
     /// `Conflict` where a newer writer of this owner was opened: nothing of it is visible, ever.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves it open whether the transaction is committed, and ends the writer.
     async fn commit(&mut self) -> Result<()>;
 
     /// Drops the open transaction.
     async fn abort(&mut self) -> Result<()>;
+
+    /// Drops the open transaction and lets go of what the writer holds; returns when that is done. Dropping a writer does
+    /// the same in its own time.
+    async fn close(self: Box<Self>) -> Result<()>;
 }

@@ -197,7 +197,7 @@ impl Work {
         let value = (self.rng.below(4) > 0).then(|| format!("v{}", self.tags));
         let expected = self.log().engine.table(table).get(&key).map(|entry| entry.version);
         let unit = Unit::Put { table, key: key.clone(), value: value.clone() };
-        self.unit(unit, async |engine| engine.put(table, &key, value, expected).await)
+        self.unit(unit, async |engine| engine.put(table, &key, value, expected).await.map(drop))
     }
 
     fn fence(&mut self) -> Result<()> {

@@ -1,9 +1,17 @@
-//! The engine against a disk that crashes, lies and rots; against real threads; and against a plain `Vec`.
+//! The engine against a disk that crashes, lies and rots; against real threads; and against a plain `Vec`. The seam: its
+//! contract.
 
+mod contract;
 mod crash;
 mod damage;
 mod harness;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod model;
 mod real;
+#[cfg(feature = "kafka")]
+#[expect(clippy::unwrap_used, reason = "test code, as in the crate it belongs to")]
+#[path = "../../../connect/tests/it/servers/mod.rs"]
+mod servers;
 mod sim;
 mod sync;

@@ -14,13 +14,15 @@ use serde::{Serialize, de::DeserializeOwned};
 use tidemill_core::{
     clock::SystemClock,
     engine::{Config, Engine},
-    log::{Action, Caller, Embedded, FetchOptions, Gate, Log, Session},
+    log::{Action, AllowAll, Caller, Embedded, FetchOptions, Gate, Log, Session},
     record::{FetchedRecord, Record},
     storage::OsStorage,
     topic::{TopicPartition, TopicSpec},
 };
 use tidemill_streams::{Control, Error, Job, Options, Result};
 use tokio::{sync::watch, task::JoinHandle};
+
+use crate::gaps::Gaps;
 
 pub struct Folder(PathBuf);
 
@@ -68,6 +70,9 @@ pub struct Bench {
     folder: Folder,
     engine: Arc<Engine>,
     pub door: Arc<Door>,
+    /// The log is a cluster's instead.
+    #[cfg(feature = "kafka")]
+    cluster: Option<(String, tidemill_core::log::Kafka)>,
 }
 
 /// A job under way.
@@ -100,7 +105,24 @@ impl Bench {
     pub async fn new(topics: &[(&str, u32)]) -> Self {
         let folder = Folder::new();
         let engine = open(&folder);
-        let bench = Self { folder, engine, door: Arc::default() };
+        let bench = Self {
+            folder,
+            engine,
+            door: Arc::default(),
+            #[cfg(feature = "kafka")]
+            cluster: None,
+        };
+        for (name, partitions) in topics {
+            bench.create(name, *partitions).await;
+        }
+        bench
+    }
+
+    /// On a broker of its own, which has no topics yet.
+    #[cfg(feature = "kafka")]
+    pub async fn of_cluster(url: &str, topics: &[(&str, u32)]) -> Self {
+        let log = tidemill_core::log::Kafka::connect(url).await.unwrap();
+        let bench = Self { cluster: Some((url.to_owned(), log)), ..Self::new(&[]).await };
         for (name, partitions) in topics {
             bench.create(name, *partitions).await;
         }
@@ -117,15 +139,30 @@ impl Bench {
         self.engine = open(&self.folder);
     }
 
+    /// Its offsets have gaps, as those of a cluster.
+    fn log(&self, gate: Arc<dyn Gate>) -> Gaps {
+        Gaps::new(Arc::new(Embedded::with_gate(Arc::clone(&self.engine), gate)))
+    }
+
     pub async fn session(&self) -> Arc<dyn Session> {
-        Embedded::new(Arc::clone(&self.engine)).session(Caller::internal("test")).await.unwrap()
+        #[cfg(feature = "kafka")]
+        if let Some((_, log)) = &self.cluster {
+            return log.session(Caller::internal("test")).await.unwrap();
+        }
+        self.log(Arc::new(AllowAll)).session(Caller::internal("test")).await.unwrap()
     }
 
     /// What the job's future needs; its session goes through the door.
     pub async fn run(&self, job: Job, options: Options, control: watch::Receiver<Control>) -> Result<()> {
         let gate: Arc<dyn Gate> = Arc::clone(&self.door) as Arc<dyn Gate>;
-        let log = Embedded::with_gate(Arc::clone(&self.engine), gate);
-        let session = log.session(Caller::internal("job")).await?;
+        #[cfg(feature = "kafka")]
+        if let Some((url, _)) = &self.cluster {
+            // As another process has it.
+            let log = tidemill_core::log::Kafka::connect_with_gate(url, gate).await?;
+            let session = log.session(Caller::internal("job")).await?;
+            return job.run(session, Arc::new(SystemClock::default()), options, control).await;
+        }
+        let session = self.log(gate).session(Caller::internal("job")).await?;
         job.run(session, Arc::new(SystemClock::default()), options, control).await
     }
 

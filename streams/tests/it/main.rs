@@ -6,9 +6,16 @@ mod bench;
 mod changelog;
 mod changes;
 mod checks;
+#[path = "../../../core/tests/it/contract/gaps.rs"]
+mod gaps;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod oracle;
 mod rows;
 mod runtime;
+#[cfg(feature = "kafka")]
+#[path = "../../../connect/tests/it/servers/mod.rs"]
+mod servers;
 mod speed;
 mod views;
 mod watermarks;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidemill_core::topic::partition_of;
+use tidemill_core::topic::{TopicPartition, partition_of};
 use tidemill_streams::{
     Control, ErrorKind, Job, Options, View, Windowed,
     agg::{Count, Fold, Sum},
@@ -21,31 +21,31 @@ use crate::{
     rows::{CHANGELOG, IN, LATE, OUT, Row, Spec, Value, batch, by_group, job},
 };
 
-const SPEC: Spec = Spec { size: 100, offset: 30, grace: 10, delay: 50 };
+pub const SPEC: Spec = Spec { size: 100, offset: 30, grace: 10, delay: 50 };
 
-struct Rng(u64);
+pub struct Rng(pub u64);
 
 impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 }
 
 /// Appends rows to three partitions; each is up to `disorder` ms earlier than its partition's newest.
-struct Producer {
+pub struct Producer {
     rng: Rng,
     clocks: [i64; 3],
     disorder: u64,
-    rows: Vec<Row>,
+    pub rows: Vec<Row>,
 }
 
 impl Producer {
-    fn new(seed: u64, disorder: u64) -> Self {
+    pub fn new(seed: u64, disorder: u64) -> Self {
         Self { rng: Rng(seed), clocks: [-1000; 3], disorder, rows: Vec::new() }
     }
 
-    async fn push(&mut self, bench: &Bench, rows: usize) {
+    pub async fn push(&mut self, bench: &Bench, rows: usize) {
         for _ in 0..rows {
             let partition = self.rng.below(3) as usize;
             self.clocks[partition] += self.rng.below(9) as i64;
@@ -58,7 +58,7 @@ impl Producer {
 }
 
 /// Every row is in the result of its window, once, or late, once; keys are where murmur2 says; no state is left.
-async fn check(bench: &Bench, rows: &[Row]) -> usize {
+pub async fn check(bench: &Bench, rows: &[Row]) -> usize {
     let late: Vec<Row> = bench.output(LATE).await;
     let late_ids: std::collections::BTreeSet<u32> = late.iter().map(|row| row.id).collect();
     assert_eq!(late_ids.len(), late.len(), "a late row came twice");
@@ -77,7 +77,7 @@ async fn check(bench: &Bench, rows: &[Row]) -> usize {
     late.len()
 }
 
-fn topics() -> [(&'static str, u32); 2] {
+pub fn topics() -> [(&'static str, u32); 2] {
     [(IN, 3), (OUT, 2)]
 }
 
@@ -564,8 +564,9 @@ async fn state_is_in_the_log_as_the_format_says() {
     running.end(Control::Stop).await.unwrap();
     let session = bench.session().await;
     let id = session.topic(IN).await.unwrap().unwrap().id;
+    let offset = session.bounds(&[TopicPartition::new(IN, 0)]).await.unwrap()[0].durable_offset;
     let expected = [
-        ("input:in:0", format!(r#"{{"topic_id":"{id}","offset":1,"watermark":15}}"#)),
+        ("input:in:0", format!(r#"{{"topic_id":"{id}","offset":{offset},"watermark":15}}"#)),
         (
             "job",
             r#"{"key_groups":64,"steps":{"step":"tumbling windows of 10 ms, offset 0 ms, grace 0 ms of count"}}"#

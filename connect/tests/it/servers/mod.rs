@@ -10,6 +10,7 @@ pub mod client;
 pub mod cut;
 pub mod disk;
 pub mod judge;
+pub mod kafka;
 pub mod load;
 pub mod mariadb;
 pub mod newer;
@@ -17,6 +18,7 @@ pub mod postgres;
 mod process;
 pub mod template;
 
+pub use kafka::Broker;
 pub use mariadb::MariaDb;
 pub use postgres::Postgres;
 pub use process::{Folder, skipped};

@@ -15,7 +15,8 @@ pub fn cache() -> PathBuf {
 }
 
 /// What decides how a template comes out, besides the server's version.
-const MAKERS: &[&str] = &[include_str!("mod.rs"), include_str!("postgres.rs"), include_str!("mariadb.rs")];
+const MAKERS: &[&str] =
+    &[include_str!("mod.rs"), include_str!("postgres.rs"), include_str!("mariadb.rs"), include_str!("kafka.rs")];
 
 /// Copies the data folder `name` to `to`, which is made by `make` if it was never made before.
 ///

@@ -1,0 +1,232 @@
+//! Logs that break a promise. The contract must find each of them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use tidemill_core::{
+    ErrorKind, Result,
+    engine::Table,
+    log::{Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Log, Session, Topic, Writer},
+    record::Record,
+    topic::{TopicPartition, TopicSpec},
+};
+
+use super::{Bed, metadata, reads, transactions};
+
+/// What is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lie {
+    /// Writers of one owner do not refuse each other.
+    NoFence,
+    /// What is appended in a transaction is seen at once.
+    Dirty,
+    /// An abort commits.
+    AbortCommits,
+    /// A new writer does not find positions.
+    ForgetsPositions,
+    /// A position is written before its transaction is committed.
+    EarlyPositions,
+    /// The version of a metadata record is not looked at.
+    BlindPut,
+    /// A topic made again has the id of the old one.
+    SameId,
+    /// The end of a partition leaves out the last record.
+    ShortBounds,
+    /// A read that was dropped has moved on.
+    LosesDropped,
+    /// A failed append is forgotten.
+    ForgivesAppends,
+}
+
+struct Liar {
+    log: Arc<dyn Log>,
+    lie: Lie,
+}
+
+#[async_trait]
+impl Log for Liar {
+    async fn session(&self, caller: Caller) -> Result<Arc<dyn Session>> {
+        let inner = self.log.session(caller).await?;
+        Ok(Arc::new(LyingSession { inner, lie: self.lie, reads: Arc::default() }))
+    }
+}
+
+struct LyingSession {
+    inner: Arc<dyn Session>,
+    lie: Lie,
+    /// Where the next read of each partition really begins.
+    reads: Arc<std::sync::Mutex<BTreeMap<TopicPartition, i64>>>,
+}
+
+impl LyingSession {
+    fn named(&self, topic: Topic) -> Topic {
+        let id = if self.lie == Lie::SameId { topic.name.clone() } else { topic.id };
+        Topic { id, ..topic }
+    }
+}
+
+#[async_trait]
+impl Session for LyingSession {
+    fn log_id(&self) -> String {
+        self.inner.log_id()
+    }
+
+    async fn topics(&self) -> Result<Vec<Topic>> {
+        Ok(self.inner.topics().await?.into_iter().map(|t| self.named(t)).collect())
+    }
+
+    async fn topic(&self, name: &str) -> Result<Option<Topic>> {
+        Ok(self.inner.topic(name).await?.map(|t| self.named(t)))
+    }
+
+    async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<Topic> {
+        Ok(self.named(self.inner.create_topic(name, spec).await?))
+    }
+
+    async fn delete_topic(&self, name: &str) -> Result<()> {
+        self.inner.delete_topic(name).await
+    }
+
+    async fn append(&self, to: &TopicPartition, records: Vec<Record>) -> Result<Appended> {
+        self.inner.append(to, records).await
+    }
+
+    async fn fetch(&self, from: &TopicPartition, offset: i64, options: &FetchOptions) -> Result<Chunk> {
+        if self.lie != Lie::LosesDropped {
+            return self.inner.fetch(from, offset, options).await;
+        }
+        let offset = self.reads.lock().expect("not poisoned").get(from).copied().unwrap_or(offset);
+        let chunk = self.inner.fetch(from, offset, options).await?;
+        self.reads.lock().expect("not poisoned").insert(from.clone(), chunk.next_offset);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        Ok(chunk)
+    }
+
+    async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
+        let mut bounds = self.inner.bounds(partitions).await?;
+        if self.lie == Lie::ShortBounds {
+            bounds.iter_mut().for_each(|b| b.durable_offset = (b.durable_offset - 1).max(b.log_start_offset));
+        }
+        Ok(bounds)
+    }
+
+    async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>> {
+        let own = format!("{owner}.{:x}", rand::random::<u64>());
+        let positions = match self.lie {
+            Lie::NoFence => self.inner.positions(owner).await?,
+            _ => BTreeMap::new(),
+        };
+        let inner = self.inner.writer(if self.lie == Lie::NoFence { &own } else { owner }).await?;
+        let session = Arc::clone(&self.inner);
+        Ok(Box::new(LyingWriter { inner, session, owner: owner.to_owned(), lie: self.lie, positions, failed: false }))
+    }
+
+    async fn positions(&self, owner: &str) -> Result<BTreeMap<String, String>> {
+        self.inner.positions(owner).await
+    }
+
+    async fn table(&self, table: Table) -> Result<BTreeMap<String, Entry>> {
+        self.inner.table(table).await
+    }
+
+    async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64> {
+        loop {
+            let found = self.inner.table(table).await?.get(key).map(|entry| entry.version);
+            let named = if self.lie == Lie::BlindPut { found } else { expected };
+            match self.inner.put(table, key, value.clone(), named).await {
+                Err(error) if self.lie == Lie::BlindPut && error.kind() == ErrorKind::Conflict => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+struct LyingWriter {
+    inner: Box<dyn Writer>,
+    session: Arc<dyn Session>,
+    owner: String,
+    lie: Lie,
+    positions: BTreeMap<String, String>,
+    failed: bool,
+}
+
+#[async_trait]
+impl Writer for LyingWriter {
+    fn positions(&self) -> &BTreeMap<String, String> {
+        match self.lie {
+            Lie::NoFence | Lie::ForgetsPositions => &self.positions,
+            _ => self.inner.positions(),
+        }
+    }
+
+    async fn append(&mut self, to: &TopicPartition, records: Vec<Record>) -> Result<()> {
+        if self.lie == Lie::Dirty {
+            return self.session.append(to, records).await.map(drop);
+        }
+        let done = self.inner.append(to, records).await;
+        if done.is_err() && self.lie == Lie::ForgivesAppends {
+            self.inner.abort().await?;
+        }
+        self.failed |= done.is_err();
+        done
+    }
+
+    fn set_position(&mut self, name: &str, value: Option<String>) {
+        if self.lie == Lie::EarlyPositions {
+            let (session, owner, name) = (Arc::clone(&self.session), self.owner.clone(), name.to_owned());
+            let early = async move {
+                let mut writer = session.writer(&owner).await.expect("a writer");
+                writer.set_position(&name, value);
+                writer.commit().await.expect("committed");
+            };
+            return tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(early));
+        }
+        self.inner.set_position(name, value);
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        self.inner.commit().await
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        match self.lie {
+            Lie::AbortCommits if !self.failed => self.inner.commit().await,
+            _ => self.inner.abort().await,
+        }
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        self.inner.close().await
+    }
+}
+
+/// Runs a rule on a log that lies; the rule must not pass.
+macro_rules! finds {
+    ($($name:ident: $lie:ident by $file:ident::$rule:ident;)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let bed = Bed::embedded().await;
+            let honest = Bed::of(Arc::clone(&bed.log), ());
+            let lying = Bed::of(Arc::new(Liar { log: Arc::clone(&bed.log), lie: Lie::$lie }), ());
+            tokio::spawn($file::$rule(honest)).await.expect("the honest log passes");
+            let verdict = tokio::spawn($file::$rule(lying)).await;
+            assert!(verdict.is_err(), "{:?} was not found", Lie::$lie);
+        }
+    )*};
+}
+
+finds! {
+    no_fence: NoFence by transactions::an_older_writer_is_refused;
+    no_fence_while_idle: NoFence by transactions::an_idle_writer_that_was_fenced_is_refused;
+    dirty_reads: Dirty by transactions::a_transaction_is_seen_as_a_whole;
+    dirty_aborts: Dirty by transactions::what_is_aborted_or_dropped_is_never_seen;
+    aborts_that_commit: AbortCommits by transactions::what_is_aborted_or_dropped_is_never_seen;
+    forgotten_positions: ForgetsPositions by transactions::positions_are_those_of_the_last_commit;
+    early_positions: EarlyPositions by transactions::what_is_aborted_or_dropped_is_never_seen;
+    blind_puts: BlindPut by metadata::a_record_is_replaced_only_at_its_version;
+    blind_puts_that_race: BlindPut by metadata::of_two_who_put_one_wins;
+    ids_that_stay: SameId by metadata::topics_come_and_go_and_come_with_another_id;
+    short_bounds: ShortBounds by reads::a_read_ends_at_its_bound_though_offsets_have_gaps;
+    reads_that_lose_what_was_dropped: LosesDropped by reads::a_dropped_read_loses_nothing;
+    forgiven_appends: ForgivesAppends by transactions::a_failed_append_leaves_only_the_abort;
+}
