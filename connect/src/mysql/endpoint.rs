@@ -162,6 +162,8 @@ fn server_error(code: u16, message: &str) -> Error {
         | 1205
         | 1206
         | 1213
+        // The row changed since the transaction's snapshot, where the server keeps to that.
+        | 1020
         | 1226
         | 1290
         | 1317

@@ -22,7 +22,7 @@ use mysql_async::{Conn, prelude::Queryable};
 
 use super::{
     endpoint::{MysqlServer, connect},
-    sink_positions::{make_positions, read_stored, stored, writers},
+    sink_positions::{locked, make_positions, read_stored, stored, writers},
     sink_table::{self as table, Prepared},
     sink_write::{self as write, literal, refused, run},
 };
@@ -197,7 +197,7 @@ impl MysqlSink {
         let mut known: HashMap<String, Stored> = HashMap::new();
         let unprepared = changes.iter().any(|changes| !session.prepared.contains_key(&changes.schema.id));
         if unprepared {
-            let rows = match stored(&mut session.conn, self.ledger.sync(), false).await? {
+            let rows = match locked(&mut session.conn, self.ledger.sync()).await? {
                 Some(rows) => rows,
                 None => {
                     make_positions(&mut session.conn).await?;
@@ -315,9 +315,7 @@ impl MysqlSink {
 impl Sink for MysqlSink {
     async fn positions(&mut self) -> Result<Positions> {
         let mut session = self.session().await?;
-        run(&mut session.conn, "read the target's positions", "START TRANSACTION").await?;
-        let rows = stored(&mut session.conn, self.ledger.sync(), true).await?.unwrap_or_default();
-        run(&mut session.conn, "read the target's positions", "COMMIT").await?;
+        let rows = locked(&mut session.conn, self.ledger.sync()).await?.unwrap_or_default();
         self.session = Some(session);
         self.ledger.check_owner(&self.target(), &rows)?;
         Ok(self.ledger.read(&rows))

@@ -39,6 +39,15 @@ pub(super) async fn stored(conn: &mut Conn, sync: &str, lock: bool) -> Result<Op
     read_stored(conn, sync, if lock { "FOR UPDATE" } else { "" }).await.map(Some)
 }
 
+/// The sync's rows once nobody writes them: a commit whose answer was lost, or a lane, may still be under way.
+pub(super) async fn locked(conn: &mut Conn, sync: &str) -> Result<Option<Vec<Stored>>> {
+    let doing = "read the target's positions";
+    run(conn, doing, "START TRANSACTION").await?;
+    let rows = stored(conn, sync, true).await?;
+    run(conn, doing, "COMMIT").await?;
+    Ok(rows)
+}
+
 /// Reads the sync's rows of the table of positions; `rest` says which, and their lock.
 pub(super) async fn read_stored(conn: &mut Conn, sync: &str, rest: &str) -> Result<Vec<Stored>> {
     let sql = format!(

@@ -89,6 +89,7 @@ impl Apply {
             }
         }
         self.positions = positions;
+        self.forget_left_out();
         Ok(())
     }
 
@@ -164,6 +165,8 @@ impl Apply {
             self.sink.put(Vec::new(), passed.clone()).await?;
             self.routes[number].next_offset = next;
             self.positions.pass(&passed);
+            let freed = self.deleted_last(&items);
+            self.parked.release(&freed).await?;
         }
         self.tell_parked();
         Ok(applied.max(1))
@@ -196,6 +199,7 @@ impl Apply {
     /// Applies one transaction's worth; tells how many records it passed.
     async fn step(&mut self, tables_made: &mut bool) -> Result<u64> {
         self.settle().await?;
+        self.lanes.rest();
         let (partitions, ends) = self.bounds().await?;
         let (mut taken, mut items, mut next_offsets) = (Taken::default(), Vec::new(), Vec::new());
         for (number, end) in ends.iter().enumerate() {
@@ -219,7 +223,6 @@ impl Apply {
             self.sink.put(Vec::new(), passed.clone()).await?;
             self.unsettled = false;
         } else {
-            self.lanes.rest();
             let mut changes = grouped_owned(items);
             if !*tables_made {
                 let empty = |route: &Route| TopicChanges { schema: Arc::clone(&route.schema), changes: Vec::new() };
@@ -242,17 +245,28 @@ impl Apply {
     }
 
     /// After lanes failed: finds out what they have done.
-    async fn settle(&mut self) -> Result<()> {
+    pub(super) async fn settle(&mut self) -> Result<()> {
         if self.unsettled {
             self.positions = self.sink.positions().await?;
             for route in &mut self.routes {
-                if let Some(next) = self.positions.next.get(&route.schema.topic) {
-                    route.next_offset = *next;
-                }
+                let topic = &route.schema.topic;
+                let Some(next) = self.positions.next.get(topic) else {
+                    return Err(Error::conflict(format!(
+                        "the target does not know any more how far topic {topic} is: its positions were removed while the \
+                         sync ran; drop its tables and copy them anew: tidemill sync run FILE --replace"
+                    )));
+                };
+                route.next_offset = *next;
             }
+            self.forget_left_out();
             self.unsettled = false;
         }
         Ok(())
+    }
+
+    fn forget_left_out(&mut self) {
+        let routes = &self.routes;
+        self.positions.keep(|topic| routes.iter().any(|route| route.schema.topic == topic));
     }
 
     /// Whether a lane has applied a change that the topic's position has not passed.

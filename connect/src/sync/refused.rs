@@ -1,6 +1,6 @@
 //! What becomes of rows that the target refuses: they are parked, and taken up again when somebody asks or deletes them.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use tidemill_core::topic::TopicPartition;
 
@@ -42,7 +42,8 @@ impl Apply {
         while let Some((start, end)) = ranges.pop() {
             // A key that was parked meanwhile holds back its later changes.
             let parked = &self.parked;
-            let goes = |item: &&Item| parked.find(&item.schema.topic, &item.record).is_none();
+            let goes =
+                |item: &&Item| item.change.op == Op::Delete || parked.find(&item.schema.topic, &item.record).is_none();
             let batch = grouped(items[start..end].iter().filter(goes));
             if batch.is_empty() {
                 continue;
@@ -61,6 +62,17 @@ impl Apply {
             ranges.extend([(middle, end), (start, middle)]);
         }
         Ok(())
+    }
+
+    /// Parked keys whose last change is a delete: nothing of them waits any more.
+    pub(super) fn deleted_last(&self, items: &[Item]) -> Vec<ParkedKey> {
+        let mut last = HashMap::new();
+        for item in items {
+            if let Some(key) = self.parked.find(&item.schema.topic, &item.record) {
+                last.insert((&key.topic, &key.key), (key, item.change.op));
+            }
+        }
+        last.into_values().filter(|(_, op)| *op == Op::Delete).map(|(key, _)| key.clone()).collect()
     }
 
     /// A run that ends has not done what it should while rows are parked.
@@ -93,6 +105,8 @@ impl Apply {
 
     /// Applies the newest of what waits for parked keys; of a key that is skipped, without the change that failed.
     pub(super) async fn retry(&mut self, ask: &Ask) -> Result<Answer> {
+        // What waits for a key may be beyond the topic's position, where lanes are ahead.
+        self.settle().await?;
         let mut answer = Answer::default();
         for parked in self.parked.all() {
             let skips = match ask {
@@ -135,7 +149,9 @@ impl Apply {
         let Some(number) = self.routes.iter().position(|route| route.schema.topic == parked.topic) else {
             return Ok(Vec::new());
         };
-        let (partition, end) = (TopicPartition::new(&parked.topic, 0), self.routes[number].next_offset);
+        let partition = TopicPartition::new(&parked.topic, 0);
+        let held = self.positions.held_to(&parked.topic, parked.key.as_bytes()).unwrap_or_default();
+        let end = self.routes[number].next_offset.max(held);
         let (mut next, mut items) = (parked.offset + i64::from(skips), Vec::new());
         while next < end {
             let mut found = Vec::new();

@@ -103,8 +103,18 @@ impl Positions {
 
     /// Whether the lane of a record that is still to be applied has applied it.
     pub fn hold(&self, topic: &str, key: &[u8], offset: i64) -> bool {
-        let Some(lanes) = self.ahead.get(topic) else { return false };
-        lanes.iter().any(|(lane, next)| offset < *next && Lane::number_of(key, lane.of) == lane.number)
+        self.held_to(topic, key).is_some_and(|held| offset < held)
+    }
+
+    /// Up to where the lane of a key holds its records, where it is ahead.
+    pub fn held_to(&self, topic: &str, key: &[u8]) -> Option<i64> {
+        let own = |(lane, _): &&(Lane, i64)| Lane::number_of(key, lane.of) == lane.number;
+        self.ahead.get(topic)?.iter().filter(own).map(|(_, next)| *next).max()
+    }
+
+    /// Forgets topics that nobody applies now: their lanes stay ahead for as long as they are left out.
+    pub fn keep(&mut self, applied: impl Fn(&str) -> bool) {
+        self.ahead.retain(|topic, _| applied(topic));
     }
 
     /// The topics are applied up to these offsets: lanes behind them are ahead no more.
@@ -153,6 +163,7 @@ mod tests {
         assert_eq!((positions.next["s.t"], positions.next.len()), (10, 2));
         assert!(positions.hold("s.t", key, 19) && !positions.hold("s.t", key, 20) && !positions.hold("s.u", key, 1));
         assert_eq!((positions.farthest("s.t"), positions.farthest("s.u")), (Some(20), None));
+        assert_eq!((positions.held_to("s.t", key), positions.held_to("s.u", key)), (Some(20), None));
         let of_other =
             (0..100).map(|id| format!("{{\"id\":{id}}}")).find(|key| Lane::number_of(key.as_bytes(), 4) == other);
         assert!(!positions.hold("s.t", of_other.expect("one of a hundred").as_bytes(), 15));
@@ -160,6 +171,9 @@ mod tests {
         assert!(!positions.are_even());
         positions.pass(&[("s.t".into(), 20)]);
         assert!(positions.are_even() && !positions.hold("s.t", key, 12));
+        let mut left_out = Positions::of(&[row("s.t", 10), lane(number, 20)]);
+        left_out.keep(|topic| topic != "s.t");
+        assert!(left_out.are_even());
     }
 
     #[test]

@@ -130,6 +130,11 @@ impl Ledger {
     pub fn begin(&mut self, target: &str, rows: &[Stored], next_offsets: &[(String, i64)]) -> Result<Turn> {
         self.check_owner(target, rows)?;
         let present = rows.iter().map(|row| row.generation).max().unwrap_or(0);
+        // Before the claim is committed an older worker may still write, and its lanes.
+        let moved = |known: &BTreeMap<String, i64>| *known != Positions::of(rows).next || self.lanes != lanes_of(rows);
+        if self.generation != Some(present) && self.known.as_ref().is_some_and(moved) {
+            return Err(self.another(target));
+        }
         let generation = match self.generation {
             Some(own) if present == own => {
                 self.before = None;
@@ -137,8 +142,6 @@ impl Ledger {
             }
             Some(own) if self.before == Some(present) => own,
             Some(_) => return Err(self.another(target)),
-            // Before the claim an older worker's lanes may still write.
-            None if self.known.is_some() && self.lanes != lanes_of(rows) => return Err(self.another(target)),
             None => {
                 let own = next_generation(present);
                 self.before = Some(present);
@@ -300,6 +303,10 @@ mod tests {
         ledger.read(&[row("a", 5, 1), row("a#0/2", 9, 1)]);
         let moved = [row("a", 5, 1), row("a#0/2", 9, 1), row("a#1/2", 9, 1)];
         assert!(apply(&mut ledger, &moved, 9).is_err());
+        assert!(apply(&mut ledger, &moved[..2], 9).is_ok());
+        // The claim was not committed: it is looked at again.
+        assert!(apply(&mut ledger, &moved, 9).is_err());
+        assert!(apply(&mut ledger, &[row("a", 7, 1), row("a#0/2", 9, 1)], 9).is_err());
         assert!(apply(&mut ledger, &moved[..2], 9).is_ok());
     }
 

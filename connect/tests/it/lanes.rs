@@ -412,7 +412,7 @@ async fn a_target_that_gives_no_more_connections_is_written_by_one() {
 
 /// Rows a second into a target that waits for its disk: a trigger sleeps 1 ms at every tenth row.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
+#[ignore = "speed: run by hand and by make bench"]
 async fn rows_a_second_into_a_slow_target() {
     const COUNT: u32 = 60_000;
     println!("{COUNT} rows of 500 bytes, made and copied from SQLite; the target sleeps 1 ms at every tenth row");
