@@ -213,7 +213,23 @@ impl TableReader for SqliteFile {
 
     async fn rows(&mut self, table: &TableSchema, after: Option<&Row>, limit: usize) -> Result<Vec<Row>> {
         let (table, after) = (table.clone(), after.cloned());
-        let read = move |path: &Path| Snapshot::open(path, vec![table])?.rows(0, after.as_ref(), limit);
+        let read = move |path: &Path| {
+            let name = &table.name;
+            let found = inspect_one(&open_source(path)?, name)?;
+            let found =
+                found.ok_or_else(|| Error::not_found(format!("{} has no table {name}", path.display())))?.schema;
+            // The table may have columns of its own.
+            let place = |name: &str| found.columns.iter().position(|own| own.name.eq_ignore_ascii_case(name));
+            let places: Option<Vec<usize>> = table.columns.iter().map(|column| place(&column.name)).collect();
+            let gone = || Error::conflict(format!("the columns of table {name} changed while it was read"));
+            let (places, whole) = (places.ok_or_else(gone)?, found.columns.len());
+            let rows = Snapshot::open(path, vec![found])?.rows(0, after.as_ref(), limit)?;
+            let asked = |row: Row| places.iter().map(|&at| row[at].clone()).collect();
+            Ok(match places.len() == whole && places.is_sorted() {
+                true => rows,
+                false => rows.into_iter().map(asked).collect(),
+            })
+        };
         self.blocking("read rows", read).await
     }
 

@@ -29,6 +29,7 @@ use super::{
 use crate::{
     Error, ErrorKind, Result,
     change::{Change, Op},
+    command::shell_word,
     connector::{Polled, Source},
     converter::{Encoder, SCHEMA_HEADER, TopicSchema},
 };
@@ -341,9 +342,10 @@ impl Feed {
 /// What the log refuses of rows that are well made: their size.
 fn too_large(table: &str, key: &[u8], error: &Error) -> Error {
     Error::conflict(format!(
-        "row {} of table {table} is larger than the log takes: {error}; to go on, make it smaller, or leave the table out of the \
-         sync's tables",
-        String::from_utf8_lossy(key)
+        "row {} of table {table} is larger than the log takes: {error}; to go on, leave the table out of the sync's tables, or \
+         make the row smaller and copy the table anew: tidemill sync run FILE --recopy {}",
+        String::from_utf8_lossy(key),
+        shell_word(table)
     ))
 }
 

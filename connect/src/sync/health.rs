@@ -3,7 +3,7 @@
 //! It is forgotten when the sync runs well again. Its writer is opened by each run, so that a run whose place another one
 //! has taken can write nothing more here.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use tidemill_core::{
@@ -55,16 +55,19 @@ pub(super) fn state_after(kind: ErrorKind) -> State {
 
 /// The last error of a sync at work.
 pub(super) struct Health {
+    session: Arc<dyn Session>,
+    owner: String,
     writer: Box<dyn Writer>,
     kept: Option<LastError>,
 }
 
 impl Health {
     /// Reads what an earlier run stopped with.
-    pub(super) async fn open(session: &dyn Session, sync: &str) -> Result<Self> {
-        let writer = session.writer(&owner_of(sync)).await?;
+    pub(super) async fn open(session: &Arc<dyn Session>, sync: &str) -> Result<Self> {
+        let owner = owner_of(sync);
+        let writer = session.writer(&owner).await?;
         let kept = decode(writer.positions())?;
-        Ok(Self { writer, kept })
+        Ok(Self { session: Arc::clone(session), owner, writer, kept })
     }
 
     pub(super) fn error(&self) -> Option<String> {
@@ -83,19 +86,28 @@ impl Health {
             return Ok(());
         }
         let value = serde_json::to_string(&last).map_err(|e| Error::internal("encode an error").with_source(e))?;
-        self.writer.set_position(NAME, Some(value));
-        self.writer.commit().await?;
+        self.write(Some(value)).await?;
         self.kept = Some(last);
         Ok(())
     }
 
     /// The sync runs well.
     pub(super) async fn forget(&mut self) -> Result<()> {
-        if self.kept.take().is_some() {
-            self.writer.set_position(NAME, None);
-            self.writer.commit().await?;
+        if self.kept.is_some() {
+            self.write(None).await?;
+            self.kept = None;
         }
         Ok(())
+    }
+
+    /// A commit that fails ends its writer. The next try has another, unless a newer run has taken the place.
+    async fn write(&mut self, value: Option<String>) -> Result<()> {
+        self.writer.set_position(NAME, value);
+        let result = self.writer.commit().await;
+        if result.as_ref().is_err_and(|error| error.kind() != ErrorKind::Conflict) {
+            self.writer = self.session.writer(&self.owner).await?;
+        }
+        result
     }
 }
 

@@ -54,6 +54,18 @@ pub async fn remove(session: Arc<dyn Session>, spec: &SyncSpec, force: bool) -> 
         Err(error) if force && error.kind() == ErrorKind::Conflict => {
             done.push(format!("target {} belongs to another log and was left alone", spec.to));
         }
+        Err(error) if force && error.kind() == ErrorKind::Unavailable => {
+            done.push(format!(
+                "target {} is not there: what it keeps of the sync's positions stays ({error})",
+                spec.to
+            ));
+        }
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            let removed =
+                "the sync is removed from source and log; its positions in the target are not, for that is not there";
+            let cure = spec.named("tidemill sync rm FILE --force");
+            return Err(error.context(format!("{removed}; try again when it is, or leave them: {cure}")));
+        }
         Err(error) => return Err(error),
     }
     Ok(done)

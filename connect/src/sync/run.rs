@@ -114,7 +114,7 @@ pub async fn run(
     control: Arc<Control>,
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
-    let mut health = Health::open(&*session, &spec.name).await?;
+    let mut health = Health::open(&session, &spec.name).await?;
     let (status, now) = (Arc::clone(&control), Arc::clone(&clock));
     status.tell(|status| {
         let (from, to, last_error) = (spec.from.to_string(), spec.to.to_string(), health.error());

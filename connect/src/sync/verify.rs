@@ -9,6 +9,7 @@ use crate::{
     Result,
     change::{Row, TableSchema},
     diff::{TableDiff, key_text},
+    target::existing::OnExisting,
 };
 
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -53,6 +54,8 @@ pub struct Verdict {
     pub parked: Vec<ParkedKey>,
     /// Which columns only one side has; the rows were not compared then.
     pub columns: Option<String>,
+    /// It has no key: no sync follows it, and there is nothing to compare.
+    pub keyless: bool,
     /// What was passed over for comparing: columns and a sentence each.
     pub normalised: Vec<String>,
     schema: TableSchema,
@@ -61,7 +64,13 @@ pub struct Verdict {
 impl Verdict {
     /// Whether both sides are the same, at the latest when they were looked at again.
     pub fn is_equal(&self) -> bool {
-        self.exists && self.columns.is_none() && self.parked.is_empty() && self.diff.is_equal()
+        self.keyless || self.exists && self.columns.is_none() && self.parked.is_empty() && self.diff.is_equal()
+    }
+
+    fn keyless(schema: TableSchema) -> Self {
+        let (table, diff) = (schema.full_name(), TableDiff::default());
+        let (parked, normalised) = (Vec::new(), Vec::new());
+        Self { table, exists: false, diff, parked, columns: None, keyless: true, normalised, schema }
     }
 
     /// The keys of rows that differ, a line each: at most `most`, then how many more there are.
@@ -96,7 +105,11 @@ pub async fn verify(spec: &SyncSpec, log: Option<&dyn LogView>, patience: Patien
     for schema in tables {
         let topic = topic_of(&spec.name, &schema);
         let parked: Vec<_> = caught.parked.iter().filter(|parked| parked.topic == topic).cloned().collect();
-        verdicts.push(compare(&mut sides, schema, parked, caught.at_work, patience).await?);
+        let kept = spec.on_existing == OnExisting::Merge;
+        verdicts.push(match schema.key_columns().is_empty() {
+            true => Verdict::keyless(schema),
+            false => compare(&mut sides, schema, kept, parked, caught.at_work, patience).await?,
+        });
     }
     Ok(Verified { caught, tables: verdicts })
 }
@@ -104,11 +117,14 @@ pub async fn verify(spec: &SyncSpec, log: Option<&dyn LogView>, patience: Patien
 async fn compare(
     sides: &mut Sides,
     schema: TableSchema,
+    kept: bool,
     parked: Vec<ParkedKey>,
     at_work: bool,
     patience: Patience,
 ) -> Result<Verdict> {
-    let columns = sides.only_columns(&schema).await?.and_then(|only| other_columns(&only));
+    // A table that was merged into may have columns of its own.
+    let own = |[source, target]: [Vec<String>; 2]| [source, if kept { Vec::new() } else { target }];
+    let columns = sides.only_columns(&schema).await?.and_then(|only| other_columns(&own(only)));
     let mut diff = TableDiff::default();
     if columns.is_none() {
         diff = sides.compare(&schema, &parked).await?;
@@ -132,7 +148,7 @@ async fn compare(
         }
     }
     let (exists, normalised) = (sides.exists(&schema).await?, sides.normalised(&schema));
-    Ok(Verdict { table: schema.full_name(), exists, diff, parked, columns, normalised, schema })
+    Ok(Verdict { table: schema.full_name(), exists, diff, parked, columns, keyless: false, normalised, schema })
 }
 
 fn other_columns([source, target]: &[Vec<String>; 2]) -> Option<String> {

@@ -56,7 +56,8 @@ pub fn refuse_tables(target: &str, filled: &[String], unfit: &[String], merge: b
     }
     let them = if filled.len() + unfit.len() == 1 { "it" } else { "them" };
     Err(Error::conflict(format!(
-        "{}; name another target, leave {them} out, or drop {them} and copy {them} anew: {REPLACE}",
+        "{}; name another target, leave {them} out, take {them} over with on_existing = \"merge\", or drop {them} and copy \
+         {them} anew: {REPLACE}",
         faults.join("; ")
     )))
 }

@@ -65,11 +65,14 @@ fn each_sync_and_each_table_has_its_own_outcome() {
     let out = verify(&folder, &[]).ok();
     assert_eq!(out.matches("ok      ").count(), 4, "{out}");
     std::fs::remove_file(folder.path("nowhere.db")).unwrap();
+    // A table that came later and that no sync can follow is passed over.
+    folder.sql("source.db", &["create table scratch (v)", "insert into scratch values (1)"]);
     folder.sql("replica.db", &["drop table other"]);
     let done = verify(&folder, &[]).fails(69, &["error: sync gone: not compared: target nowhere.db does not exist"]);
     for said in [
         "failed  gone: not compared",
         "ok      s.item: 3 rows compared: 3 equal",
+        "ok      s.scratch: it has no primary key, and no sync follows it: left out",
         "missing s.other: the target has no such table; 0 rows only in the source",
         "--recopy other\n",
     ] {
@@ -78,6 +81,36 @@ fn each_sync_and_each_table_has_its_own_outcome() {
     assert!(done.out.ends_with("\nnot equal\n"), "{done:?}");
     std::fs::write(folder.path("s.toml"), sync("s", "replica")).unwrap();
     assert_eq!(verify(&folder, &[]).code, Some(1));
+}
+
+#[test]
+fn a_merged_table_may_have_columns_of_its_own() {
+    let folder = shop();
+    folder.sql("replica.db", &["create table item (id integer primary key, v text, mine int default 7)"]);
+    let sync = "[sync.s]\nfrom = 'sqlite:source.db'\nto = 'sqlite:replica.db'\ntables = ['*']\n";
+    std::fs::write(folder.path("s.toml"), format!("{sync}on_existing = 'merge'\n")).unwrap();
+    folder.run(&["sync", "run", "s.toml", "--data-dir", "data", "--once"]).ok();
+    let out = verify(&folder, &[]).ok();
+    assert!(out.contains("ok      s.item: 3 rows compared: 3 equal"), "{out}");
+    folder.sql("replica.db", &["update item set v = 'x' where id = 2"]);
+    assert_eq!(verify(&folder, &[]).code, Some(1));
+    // Without the word they are not what the sync made.
+    std::fs::write(folder.path("s.toml"), sync).unwrap();
+    let done = verify(&folder, &[]);
+    assert!(done.out.contains("rows not compared: only in the target: mine"), "{done:?}");
+}
+
+#[test]
+fn a_sync_whose_target_is_gone_for_good_can_be_removed() {
+    let folder = shop();
+    folder.run(&["sync", "run", "s.toml", "--data-dir", "data", "--once"]).ok();
+    let sync = "[sync.s]\nfrom = 'sqlite:source.db'\nto = 'postgres://u@127.0.0.1:1/d'\ntables = ['*']\n";
+    std::fs::write(folder.path("s.toml"), sync).unwrap();
+    let rm = ["sync", "rm", "s.toml", "--data-dir", "data"];
+    let said = ["is removed from source and log", "tidemill sync rm s.toml --data-dir data --force"];
+    folder.run(&rm).fails(69, &said);
+    let out = folder.run(&[&rm[..], &["--force"]].concat()).ok();
+    assert!(out.contains("is not there: what it keeps of the sync's positions stays"), "{out}");
 }
 
 #[test]

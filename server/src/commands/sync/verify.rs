@@ -82,7 +82,9 @@ fn print(spec: &SyncSpec, verified: &Verified, typed: &Typed) {
         if !verdict.parked.is_empty() {
             say!("        to try the parked rows again: {}", typed.text(&spec.named("tidemill sync retry FILE")));
         }
-        if !verdict.exists || verdict.columns.is_some() || !verdict.diff.is_equal() {
+        // Rows that are on their way still need no other cure.
+        let on_the_way = verified.caught.at_work && !verified.caught.whole;
+        if !on_the_way && (!verdict.exists || verdict.columns.is_some() || !verdict.diff.is_equal()) {
             let cure = format!("tidemill sync run FILE --recopy {}", shell_word(&verdict.table));
             say!("        to copy the table anew: {}", typed.text(&spec.named(&cure)));
         }
@@ -92,7 +94,9 @@ fn print(spec: &SyncSpec, verified: &Verified, typed: &Typed) {
 fn print_verdict(sync: &str, verdict: &Verdict) {
     let (table, diff) = (&verdict.table, &verdict.diff);
     let mark = if verdict.is_equal() { "ok     " } else { "differs" };
-    if !verdict.exists {
+    if verdict.keyless {
+        say!("ok      {sync}.{table}: it has no primary key, and no sync follows it: left out");
+    } else if !verdict.exists {
         say!("missing {sync}.{table}: the target has no such table; {} only in the source", count(diff.rows, "row"));
     } else if let Some(columns) = &verdict.columns {
         say!("{mark} {sync}.{table}: other columns, rows not compared: {columns}");
