@@ -49,7 +49,7 @@ pub async fn run(file: &SyncFile, wait: Option<f64>, data_dir: Option<&Path>) ->
         match verify(spec, view, patience).await {
             Ok(verified) => {
                 equal &= verified.is_equal();
-                print(spec, &verified, &typed);
+                print(spec, &verified, log.is_some(), &typed);
             }
             // The others are compared all the same.
             Err(error) => {
@@ -72,7 +72,7 @@ pub async fn run(file: &SyncFile, wait: Option<f64>, data_dir: Option<&Path>) ->
     })
 }
 
-fn print(spec: &SyncSpec, verified: &Verified, typed: &Typed) {
+fn print(spec: &SyncSpec, verified: &Verified, knows_log: bool, typed: &Typed) {
     say!("        {}", typed.text(&verified.caught.told));
     for verdict in &verified.tables {
         print_verdict(&spec.name, verdict);
@@ -83,7 +83,7 @@ fn print(spec: &SyncSpec, verified: &Verified, typed: &Typed) {
             say!("        to try the parked rows again: {}", typed.text(&spec.named("tidemill sync retry FILE")));
         }
         // Rows that are on their way still need no other cure.
-        let on_the_way = verified.caught.at_work && !verified.caught.whole;
+        let on_the_way = knows_log && verified.caught.at_work && !verified.caught.whole;
         if !on_the_way && (!verdict.exists || verdict.columns.is_some() || !verdict.diff.is_equal()) {
             let cure = format!("tidemill sync run FILE --recopy {}", shell_word(&verdict.table));
             say!("        to copy the table anew: {}", typed.text(&spec.named(&cure)));
