@@ -41,13 +41,17 @@ enum Lie {
 struct Liar {
     log: Arc<dyn Log>,
     lie: Lie,
+    early: Early,
 }
+
+/// Positions that were set, whatever became of their transactions, by owner.
+type Early = Arc<std::sync::Mutex<BTreeMap<String, BTreeMap<String, String>>>>;
 
 #[async_trait]
 impl Log for Liar {
     async fn session(&self, caller: Caller) -> Result<Arc<dyn Session>> {
         let inner = self.log.session(caller).await?;
-        Ok(Arc::new(LyingSession { inner, lie: self.lie, reads: Arc::default() }))
+        Ok(Arc::new(LyingSession { inner, lie: self.lie, reads: Arc::default(), early: Arc::clone(&self.early) }))
     }
 }
 
@@ -56,6 +60,7 @@ struct LyingSession {
     lie: Lie,
     /// Where the next read of each partition really begins.
     reads: Arc<std::sync::Mutex<BTreeMap<TopicPartition, i64>>>,
+    early: Early,
 }
 
 impl LyingSession {
@@ -114,11 +119,12 @@ impl Session for LyingSession {
         let own = format!("{owner}.{:x}", rand::random::<u64>());
         let positions = match self.lie {
             Lie::NoFence => self.inner.positions(owner).await?,
+            Lie::EarlyPositions => self.early.lock().expect("not poisoned").get(owner).cloned().unwrap_or_default(),
             _ => BTreeMap::new(),
         };
         let inner = self.inner.writer(if self.lie == Lie::NoFence { &own } else { owner }).await?;
-        let session = Arc::clone(&self.inner);
-        Ok(Box::new(LyingWriter { inner, session, owner: owner.to_owned(), lie: self.lie, positions, failed: false }))
+        let (session, early, owner) = (Arc::clone(&self.inner), Arc::clone(&self.early), owner.to_owned());
+        Ok(Box::new(LyingWriter { inner, session, owner, lie: self.lie, positions, early, failed: false }))
     }
 
     async fn positions(&self, owner: &str) -> Result<BTreeMap<String, String>> {
@@ -147,6 +153,7 @@ struct LyingWriter {
     owner: String,
     lie: Lie,
     positions: BTreeMap<String, String>,
+    early: Early,
     failed: bool,
 }
 
@@ -154,7 +161,7 @@ struct LyingWriter {
 impl Writer for LyingWriter {
     fn positions(&self) -> &BTreeMap<String, String> {
         match self.lie {
-            Lie::NoFence | Lie::ForgetsPositions => &self.positions,
+            Lie::NoFence | Lie::ForgetsPositions | Lie::EarlyPositions => &self.positions,
             _ => self.inner.positions(),
         }
     }
@@ -172,14 +179,9 @@ impl Writer for LyingWriter {
     }
 
     fn set_position(&mut self, name: &str, value: Option<String>) {
-        if self.lie == Lie::EarlyPositions {
-            let (session, owner, name) = (Arc::clone(&self.session), self.owner.clone(), name.to_owned());
-            let early = async move {
-                let mut writer = session.writer(&owner).await.expect("a writer");
-                writer.set_position(&name, value);
-                writer.commit().await.expect("committed");
-            };
-            return tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(early));
+        if let (Lie::EarlyPositions, Some(value)) = (self.lie, &value) {
+            let mut early = self.early.lock().expect("not poisoned");
+            early.entry(self.owner.clone()).or_default().insert(name.to_owned(), value.clone());
         }
         self.inner.set_position(name, value);
     }
@@ -207,7 +209,7 @@ macro_rules! finds {
         async fn $name() {
             let bed = Bed::embedded().await;
             let honest = Bed::of(Arc::clone(&bed.log), ());
-            let lying = Bed::of(Arc::new(Liar { log: Arc::clone(&bed.log), lie: Lie::$lie }), ());
+            let lying = Bed::of(Arc::new(Liar { log: Arc::clone(&bed.log), lie: Lie::$lie, early: Early::default() }), ());
             tokio::spawn($file::$rule(honest)).await.expect("the honest log passes");
             let verdict = tokio::spawn($file::$rule(lying)).await;
             assert!(verdict.is_err(), "{:?} was not found", Lie::$lie);
