@@ -49,7 +49,7 @@ pub struct Settings {
 /// The topic of the orders, which is made if it is not there.
 pub async fn topic(session: &dyn Session) -> Result<TopicPartition> {
     if session.topic("orders").await?.is_none() {
-        session.create_topic("orders", &TopicSpec { partitions: 1 }).await?;
+        session.create_topic("orders", &TopicSpec::partitions(1)).await?;
     }
     Ok(TopicPartition::new("orders", 0))
 }

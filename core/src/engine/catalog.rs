@@ -1,4 +1,4 @@
-//! The log's own topics in memory: topics, positions, writers, schemas. Each is a compacted topic of one partition
+//! The log's own topics in memory: topics, positions, writers, and so on. Each is a compacted topic of one partition
 //! whose newest records per key are held here; the same function applies a record live and at recovery.
 
 use std::collections::BTreeMap;
@@ -26,11 +26,16 @@ pub enum Table {
     Writers,
     /// Schemas of topics by id.
     Schemas,
+    /// What groups have read.
+    Groups,
+    /// Ids of producers, and transactions of Kafka's protocol by their id.
+    Producers,
 }
 
 impl Table {
     /// All tables, by their partition's number.
-    pub const ALL: [Self; 4] = [Self::Topics, Self::Positions, Self::Writers, Self::Schemas];
+    pub const ALL: [Self; 6] =
+        [Self::Topics, Self::Positions, Self::Writers, Self::Schemas, Self::Groups, Self::Producers];
 
     /// The partition that holds the table.
     pub fn partition(self) -> PartitionId {
@@ -48,6 +53,8 @@ impl Table {
             Self::Positions => "positions",
             Self::Writers => "writers",
             Self::Schemas => "schemas",
+            Self::Groups => "groups",
+            Self::Producers => "producers",
         };
         format!("{INTERNAL_PREFIX}{name}")
     }
@@ -62,9 +69,10 @@ pub struct Entry {
     pub value: String,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Catalog {
-    tables: [BTreeMap<String, Entry>; 4],
+    #[serde(deserialize_with = "all_tables")]
+    tables: Vec<BTreeMap<String, Entry>>,
     pub(super) next_partition: u32,
 }
 
@@ -72,12 +80,14 @@ pub(super) struct Catalog {
 #[derive(Debug)]
 pub(super) enum TopicChange {
     Created(TopicInfo),
+    /// Other settings, or more partitions.
+    Changed(TopicInfo),
     Deleted(TopicInfo),
 }
 
 impl Catalog {
     pub(super) fn new() -> Self {
-        Self { tables: Default::default(), next_partition: FIRST_USER_PARTITION }
+        Self { tables: vec![BTreeMap::new(); Table::ALL.len()], next_partition: FIRST_USER_PARTITION }
     }
 
     pub(super) fn table(&self, table: Table) -> &BTreeMap<String, Entry> {
@@ -146,11 +156,40 @@ impl Catalog {
             .map_err(|e| Error::corrupt(format!("topic record of {name:?} is malformed")).with_source(e))?;
         let after = info.partitions.iter().map(|p| p.0 + 1).max().unwrap_or(0);
         self.next_partition = self.next_partition.max(after);
-        Ok(Some(TopicChange::Created(info)))
+        let known = self.topic(name).is_some_and(|known| known.id == info.id);
+        Ok(Some(if known { TopicChange::Changed(info) } else { TopicChange::Created(info) }))
     }
+}
+
+/// A manifest written before a table existed has fewer of them.
+fn all_tables<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Vec<BTreeMap<String, Entry>>, D::Error> {
+    let mut tables = Vec::<BTreeMap<String, Entry>>::deserialize(from)?;
+    if tables.len() > Table::ALL.len() {
+        return Err(serde::de::Error::custom(format!("{} tables", tables.len())));
+    }
+    tables.resize(Table::ALL.len(), BTreeMap::new());
+    Ok(tables)
 }
 
 /// The key under which an owner's position is stored.
 pub(super) fn position_key(owner: &str, name: &str) -> Bytes {
     Bytes::from(format!("{owner}\u{1f}{name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_of_fewer_tables_is_read() {
+        let entry = r#"{"version":7,"value":"{\"name\":\"a\",\"id\":\"0f\",\"partitions\":[16],\"created_ms\":5}"}"#;
+        let older = format!(r#"{{"tables":[{{"a":{entry}}},{{}},{{}},{{}}],"next_partition":17}}"#);
+        let catalog: Catalog = serde_json::from_str(&older).unwrap();
+        assert_eq!(catalog.topic("a").unwrap().config, crate::topic::TopicConfig::default());
+        assert!(Table::ALL.into_iter().skip(4).all(|table| catalog.table(table).is_empty()));
+        let newer = serde_json::to_string(&catalog).unwrap().replacen('[', "[{},", 1);
+        assert!(serde_json::from_str::<Catalog>(&newer).is_err(), "more tables than this program knows");
+    }
 }

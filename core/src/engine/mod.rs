@@ -64,12 +64,14 @@ use crate::{
     batch::Batch,
     clock::Clock,
     storage::Storage,
-    topic::{self, PartitionId, TopicInfo, TopicSpec},
+    topic::{self, PartitionId, TopicConfig, TopicInfo, TopicSpec},
 };
 
 /// The version of the data directory's format that this program writes.
 pub const FORMAT_VERSION: u32 = 1;
 const PERMIT_BYTES: usize = 1024;
+/// Most partitions of one topic.
+const MAX_PARTITIONS: u32 = 1000;
 
 /// Bounds of a partition: visible records have offsets in `[log_start_offset, durable_offset)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +166,7 @@ impl Engine {
             id: format!("{:032x}", table.partition().0),
             partitions: vec![table.partition()],
             created_ms: 0,
+            config: TopicConfig::compacted(),
         });
         internal.chain(self.shared.catalog().topics()).collect()
     }
@@ -187,10 +190,8 @@ impl Engine {
     pub async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<TopicInfo> {
         topic::validate_name(name)?;
         deny_internal(name)?;
-        let count = spec.partitions;
-        if !(1..=1000).contains(&count) {
-            return Err(Error::invalid(format!("{count} partitions is not in 1..1000")));
-        }
+        let (count, config) = (check_count(spec.partitions)?, spec.config.clone());
+        config.validate()?;
         let id = format!("{:032x}", self.shared.storage.random()?);
         let created_ms = self.shared.clock.now().0;
         let key = name.to_owned();
@@ -199,9 +200,63 @@ impl Engine {
                 return Err(Error::conflict(format!("topic {key:?} exists")));
             }
             let partitions = (0..count).map(|i| PartitionId(catalog.next_partition + i)).collect();
-            encode(&TopicInfo { name: key, id, partitions, created_ms }).map(Some)
+            encode(&TopicInfo { name: key, id, partitions, created_ms, config }).map(Some)
         };
-        self.submit_keyed(Table::Topics, name, 1024 + 12 * count as usize, compute).await?;
+        self.submit_keyed(Table::Topics, name, topic_bytes(count), compute).await?;
+        self.topic(name)
+    }
+
+    /// Changes a topic's settings; in force and durable when it returns. `change` is called once, with those of that
+    /// moment.
+    ///
+    /// # Errors
+    /// `NotFound`, `Denied` for an internal topic; `Invalid` for settings that contradict each other, or as `change` says.
+    pub async fn alter_topic(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut TopicConfig) -> Result<()> + Send + 'static,
+    ) -> Result<TopicInfo> {
+        let alter = move |info: &mut TopicInfo, _: u32| {
+            change(&mut info.config)?;
+            info.config.validate()
+        };
+        self.replace_topic(name, alter).await
+    }
+
+    /// Adds partitions until the topic has `count`. Keys are dealt to other partitions from then on.
+    ///
+    /// # Errors
+    /// `NotFound`, `Denied` for an internal topic; `Invalid` for more than a topic may have, or fewer than it has.
+    pub async fn add_partitions(&self, name: &str, count: u32) -> Result<TopicInfo> {
+        check_count(count)?;
+        let grow = move |info: &mut TopicInfo, next_partition: u32| {
+            let present = info.partitions.len() as u32;
+            if count < present {
+                return Err(Error::invalid(format!(
+                    "{:?} has {present} partitions, which cannot become fewer",
+                    info.name
+                )));
+            }
+            info.partitions.extend((0..count - present).map(|i| PartitionId(next_partition + i)));
+            Ok(())
+        };
+        self.replace_topic(name, grow).await
+    }
+
+    async fn replace_topic(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut TopicInfo, u32) -> Result<()> + Send + 'static,
+    ) -> Result<TopicInfo> {
+        deny_internal(name)?;
+        let key = name.to_owned();
+        let compute = move |catalog: &Catalog| {
+            let found = catalog.topic(&key);
+            let mut info = found.ok_or_else(|| Error::not_found(format!("topic {key:?} does not exist")))?;
+            change(&mut info, catalog.next_partition)?;
+            encode(&info).map(Some)
+        };
+        self.submit_keyed(Table::Topics, name, topic_bytes(MAX_PARTITIONS), compute).await?;
         self.topic(name)
     }
 
@@ -358,6 +413,7 @@ impl Engine {
             return Err(Error::invalid(format!("request of {size} bytes exceeds {limit}")));
         }
         for (partition, bytes) in work.batches() {
+            self.check_size(*partition, bytes.len())?;
             let batch = Batch::parse(bytes).map_err(|e| Error::invalid(e.message().to_owned()))?;
             if batch.bytes().len() != bytes.len() {
                 return Err(Error::invalid("batch length differs from its header"));
@@ -365,6 +421,18 @@ impl Engine {
             Catalog::check(*partition, &batch)?;
         }
         Ok(())
+    }
+
+    /// A topic may take smaller batches than the log does.
+    fn check_size(&self, id: PartitionId, size: usize) -> Result<()> {
+        let Ok(partition) = self.shared.partition(id) else { return Ok(()) };
+        match partition.config().max_batch_bytes {
+            Some(limit) if size as u64 > limit => Err(Error::invalid(format!(
+                "batch of {size} bytes exceeds max.message.bytes of {}, which is {limit}",
+                partition.name
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Bounds of several partitions at one moment: no transaction is in some of them and not in others.
@@ -464,6 +532,18 @@ impl Drop for Engine {
             tracing::warn!(error = %error, "log did not close in order");
         }
     }
+}
+
+fn check_count(partitions: u32) -> Result<u32> {
+    match (1..=MAX_PARTITIONS).contains(&partitions) {
+        true => Ok(partitions),
+        false => Err(Error::invalid(format!("{partitions} partitions is not in 1..{MAX_PARTITIONS}"))),
+    }
+}
+
+/// Upper bound of a topic's record.
+fn topic_bytes(partitions: u32) -> usize {
+    2048 + 12 * partitions as usize
 }
 
 fn deny_internal(name: &str) -> Result<()> {

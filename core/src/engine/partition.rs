@@ -10,7 +10,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::segment::Segment;
-use crate::{Error, Result, batch::Batch, storage::Storage, topic::PartitionId};
+use crate::{
+    Error, Result,
+    batch::Batch,
+    storage::Storage,
+    topic::{PartitionId, TopicConfig},
+};
 
 /// A range of offsets whose records are lost or in doubt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +34,7 @@ pub(super) struct Partition {
     pub(super) name: String,
     pub(super) folder: PathBuf,
     state: RwLock<State>,
+    config: RwLock<Arc<TopicConfig>>,
     /// Told when records become visible.
     pub(super) appended: Notify,
 }
@@ -60,7 +66,16 @@ impl Partition {
             damage: Vec::new(),
             deleted: false,
         };
-        Self { id, name, folder, state: RwLock::new(state), appended: Notify::new() }
+        Self { id, name, folder, state: RwLock::new(state), config: RwLock::default(), appended: Notify::new() }
+    }
+
+    /// The topic's settings at this moment.
+    pub(super) fn config(&self) -> Arc<TopicConfig> {
+        Arc::clone(&self.config.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    pub(super) fn set_config(&self, config: Arc<TopicConfig>) {
+        *self.config.write().unwrap_or_else(std::sync::PoisonError::into_inner) = config;
     }
 
     pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {

@@ -22,7 +22,7 @@ use crate::{
     batch::Batch,
     clock::Clock,
     storage::Storage,
-    topic::{PartitionId, TopicInfo},
+    topic::{PartitionId, TopicConfig, TopicInfo},
 };
 
 /// A committer that waits for room looks for itself so often, whatever it is told.
@@ -132,7 +132,7 @@ impl Shared {
         let changes = self.catalog.write().unwrap_or_else(PoisonError::into_inner).apply(id, batch)?;
         for change in changes {
             match change {
-                TopicChange::Created(info) => self.add_partitions(&info),
+                TopicChange::Created(info) | TopicChange::Changed(info) => self.add_partitions(&info),
                 TopicChange::Deleted(info) => self.remove_partitions(&info),
             }
         }
@@ -140,22 +140,26 @@ impl Shared {
     }
 
     pub(super) fn add_internal_partitions(&self) {
+        let config = Arc::new(TopicConfig::compacted());
         for table in Table::ALL {
-            self.add_partition(&table.topic(), 0, table.partition());
+            self.add_partition(&table.topic(), 0, table.partition(), &config);
         }
     }
 
+    /// Makes the partitions of a topic that are not there yet; those that are follow its settings from now on.
     pub(super) fn add_partitions(&self, info: &TopicInfo) {
+        let config = Arc::new(info.config.clone());
         for (number, id) in info.partitions.iter().enumerate() {
-            self.add_partition(&info.name, number, *id);
+            self.add_partition(&info.name, number, *id, &config);
         }
     }
 
-    fn add_partition(&self, topic: &str, number: usize, id: PartitionId) {
+    fn add_partition(&self, topic: &str, number: usize, id: PartitionId, config: &Arc<TopicConfig>) {
         // The id in the folder's name keeps a topic that is made again apart from what is left of the old one.
         let folder = self.data_dir.join("topics").join(format!("{:08}", id.0)).join(format!("{topic}-{number}"));
         let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
-        partitions.entry(id).or_insert_with(|| Arc::new(Partition::new(id, format!("{topic}[{number}]"), folder)));
+        let make = || Arc::new(Partition::new(id, format!("{topic}[{number}]"), folder));
+        partitions.entry(id).or_insert_with(make).set_config(Arc::clone(config));
     }
 
     fn remove_partitions(&self, info: &TopicInfo) {

@@ -92,8 +92,8 @@ impl SegmentWriter {
     pub(super) fn write_partition(&mut self, partition: &Arc<Partition>, all: bool) -> Result<()> {
         let end = partition.state().durable_offset;
         while partition.state().written_offset < end {
-            let (batches, bytes, next) =
-                unwritten_run(partition, MAX_RUN_BYTES.min(self.shared.config.segment_bytes as usize));
+            let segment_bytes = self.segment_bytes(partition);
+            let (batches, bytes, next) = unwritten_run(partition, MAX_RUN_BYTES.min(segment_bytes as usize));
             if batches.is_empty() {
                 break;
             }
@@ -137,17 +137,23 @@ impl SegmentWriter {
         }
     }
 
+    /// A segment of this partition is sealed at this size.
+    fn segment_bytes(&self, partition: &Partition) -> u64 {
+        partition.config().segment_bytes.unwrap_or(self.shared.config.segment_bytes)
+    }
+
     /// The segment a run goes to: the last one, or a new one where that is full or there is none.
     fn segment_for(&mut self, partition: &Partition, bytes: u64) -> Result<Arc<Segment>> {
         let (last, next, written) = {
             let state = partition.state();
             (state.segments.last().cloned(), first_unwritten(&state), state.written_offset)
         };
+        let segment_bytes = self.segment_bytes(partition);
         let storage = &*self.shared.storage;
         match last.as_ref().map(|last| (last, last.check(storage))) {
             // Lost records lie between: within a segment there are no gaps.
             Some((last, Ok(()))) if next != written => last.seal(storage)?,
-            Some((last, Ok(()))) if last.length() == 0 || last.length() + bytes <= self.shared.config.segment_bytes => {
+            Some((last, Ok(()))) if last.length() == 0 || last.length() + bytes <= segment_bytes => {
                 return Ok(Arc::clone(last));
             }
             Some((last, Ok(()))) => last.seal(storage)?,

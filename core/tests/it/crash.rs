@@ -180,7 +180,7 @@ impl Work {
 
     fn create(&mut self, name: &str, partitions: u32) -> Result<()> {
         let unit = Unit::Create { name: name.to_owned(), partitions };
-        let spec = tidemill_core::topic::TopicSpec { partitions };
+        let spec = tidemill_core::topic::TopicSpec::partitions(partitions);
         let info = self.unit(unit, async |engine| engine.create_topic(name, &spec).await)?;
         assert_eq!(self.model().acked.shown.topics[name], info.partitions);
         Ok(())

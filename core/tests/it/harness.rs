@@ -108,7 +108,7 @@ impl Stepped {
     }
 
     pub fn create(&mut self, name: &str, partitions: u32) -> Result<Vec<PartitionId>> {
-        let spec = tidemill_core::topic::TopicSpec { partitions };
+        let spec = tidemill_core::topic::TopicSpec::partitions(partitions);
         self.run(async |engine| engine.create_topic(name, &spec).await).map(|info| info.partitions)
     }
 }

@@ -15,3 +15,4 @@ mod real;
 mod servers;
 mod sim;
 mod sync;
+mod topics;

@@ -32,7 +32,7 @@ fn open(dir: &Path, config: Config) -> Arc<Engine> {
 }
 
 async fn topic(engine: &Engine, name: &str, partitions: u32) -> Vec<PartitionId> {
-    engine.create_topic(name, &TopicSpec { partitions }).await.expect("topic").partitions
+    engine.create_topic(name, &TopicSpec::partitions(partitions)).await.expect("topic").partitions
 }
 
 const LATE: Duration = Duration::from_secs(60);
@@ -190,7 +190,7 @@ async fn internal_topics_are_nobodys() {
     let dir = TempDir::new("internal");
     let engine = open(&dir.0, small());
     for name in ["_tidemill.mine", "_tidemill.topics"] {
-        let made = engine.create_topic(name, &TopicSpec { partitions: 1 }).await;
+        let made = engine.create_topic(name, &TopicSpec::partitions(1)).await;
         assert_eq!(made.expect_err("internal").kind(), ErrorKind::Denied, "{name}");
         let deleted = engine.delete_topic(name).await;
         assert_eq!(deleted.expect_err("internal").kind(), ErrorKind::Denied, "{name}");

@@ -19,7 +19,7 @@ fn open(disk: &SimDisk, config: Config) -> Arc<Engine> {
 }
 
 async fn topic(engine: &Engine) -> PartitionId {
-    engine.create_topic("a", &TopicSpec { partitions: 1 }).await.expect("topic").partitions[0]
+    engine.create_topic("a", &TopicSpec::partitions(1)).await.expect("topic").partitions[0]
 }
 
 const SOON: Duration = Duration::from_millis(30);

@@ -50,7 +50,7 @@ pub async fn create(
 ) -> Result<Json<JsonValue>, ApiError> {
     let Json(wanted) = wanted.map_err(|rejection| unread(rejection.body_text()))?;
     let session = state.session().await?;
-    let topic = session.create_topic(&wanted.name, &TopicSpec { partitions: wanted.partitions }).await?;
+    let topic = session.create_topic(&wanted.name, &TopicSpec::partitions(wanted.partitions)).await?;
     Ok(Json(json!({ "name": topic.name, "id": topic.id, "partitions": topic.partitions })))
 }
 

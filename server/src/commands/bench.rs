@@ -119,7 +119,7 @@ async fn producers(dir: &Path, plan: &Plan, count: u32, batch_records: usize) ->
     let folder = dir.join("log");
     let open = || Engine::open(&folder, Config::default(), Arc::new(OsStorage), Arc::new(SystemClock::default()));
     let engine = Arc::new(open()?);
-    let topic = engine.create_topic("bench", &TopicSpec { partitions: count }).await?;
+    let topic = engine.create_topic("bench", &TopicSpec::partitions(count)).await?;
     wrap(&engine, &topic.partitions).await?;
     let until = Instant::now() + Duration::from_secs(plan.seconds);
     let started = Instant::now();

@@ -38,7 +38,13 @@ impl Log {
         let ids: Vec<PartitionId> = (first..first + partitions).map(PartitionId).collect();
         ids.iter().for_each(|id| drop(self.batches.insert(*id, Vec::new())));
         let id = format!("{first:032x}");
-        self.topics.push(TopicInfo { name: name.to_owned(), id, partitions: ids.clone(), created_ms: 0 });
+        self.topics.push(TopicInfo {
+            name: name.to_owned(),
+            id,
+            partitions: ids.clone(),
+            created_ms: 0,
+            config: Default::default(),
+        });
         ids
     }
 

@@ -276,7 +276,13 @@ impl Drop for Endless {
 impl Topics for Endless {
     fn topics(&self) -> Vec<TopicInfo> {
         let partitions = vec![PartitionId(0)];
-        vec![TopicInfo { name: "s.pair".to_owned(), id: String::new(), partitions, created_ms: 0 }]
+        vec![TopicInfo {
+            name: "s.pair".to_owned(),
+            id: String::new(),
+            partitions,
+            created_ms: 0,
+            config: Default::default(),
+        }]
     }
 
     fn schemas(&self) -> Result<Vec<TopicSchema>> {

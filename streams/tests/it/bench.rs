@@ -130,7 +130,7 @@ impl Bench {
     }
 
     pub async fn create(&self, topic: &str, partitions: u32) {
-        self.session().await.create_topic(topic, &TopicSpec { partitions }).await.unwrap();
+        self.session().await.create_topic(topic, &TopicSpec::partitions(partitions)).await.unwrap();
     }
 
     /// Closes the log and opens it again.

@@ -85,7 +85,7 @@ impl Bed {
 
     pub async fn partitions(&self, name: &str, count: u32) -> Vec<TopicPartition> {
         let (session, name) = (self.session().await, self.name(name));
-        session.create_topic(&name, &TopicSpec { partitions: count }).await.expect("a topic");
+        session.create_topic(&name, &TopicSpec::partitions(count)).await.expect("a topic");
         (0..count).map(|partition| TopicPartition::new(&name, partition)).collect()
     }
 

@@ -11,7 +11,7 @@ use super::bed::{Bed, all, first, refused, soon, texts};
 
 pub async fn topics_come_and_go_and_come_with_another_id(bed: Bed) {
     let (session, name) = (bed.session().await, bed.name("a"));
-    let spec = TopicSpec { partitions: 3 };
+    let spec = TopicSpec::partitions(3);
     let made = session.create_topic(&name, &spec).await.expect("made");
     assert_eq!((made.name.as_str(), made.partitions), (name.as_str(), 3));
     assert!(!made.id.is_empty());
@@ -33,7 +33,7 @@ pub async fn topics_come_and_go_and_come_with_another_id(bed: Bed) {
     for bad in ["", "a b", "..", &"x".repeat(250)] {
         refused(session.create_topic(bad, &spec).await, ErrorKind::Invalid);
     }
-    refused(session.create_topic(&bed.name("b"), &TopicSpec { partitions: 0 }).await, ErrorKind::Invalid);
+    refused(session.create_topic(&bed.name("b"), &TopicSpec::partitions(0)).await, ErrorKind::Invalid);
 }
 
 pub async fn the_logs_own_topics_are_its_own(bed: Bed) {

@@ -99,7 +99,7 @@ async fn ensure(session: &dyn Session, name: &str, partitions: u32) -> Result<u3
     if let Some(topic) = session.topic(name).await? {
         return Ok(topic.partitions);
     }
-    match session.create_topic(name, &TopicSpec { partitions }).await {
+    match session.create_topic(name, &TopicSpec::partitions(partitions)).await {
         Err(error) if error.kind() == ErrorKind::Conflict => {
             let topic = session.topic(name).await?;
             topic.map(|topic| topic.partitions).ok_or(error)

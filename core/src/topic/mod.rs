@@ -1,8 +1,12 @@
-//! Topics: their names, their partitions, and which partition a key belongs to.
+//! Topics: their names, settings and partitions, and which partition a key belongs to.
+
+mod config;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use config::{Cleanup, Durability, TimestampType, TopicConfig};
 
 use crate::{Error, Result};
 
@@ -44,11 +48,25 @@ impl fmt::Display for TopicPartition {
 pub struct TopicSpec {
     /// Number of partitions, 1 to 1,000.
     pub partitions: u32,
+    /// What it does with its records.
+    pub config: TopicConfig,
+}
+
+impl TopicSpec {
+    /// So many partitions, all settings as usual.
+    pub fn partitions(partitions: u32) -> Self {
+        Self { partitions, ..Self::default() }
+    }
+
+    /// One partition that keeps the newest record of each key, for good.
+    pub fn compacted() -> Self {
+        Self { config: TopicConfig::compacted(), ..Self::default() }
+    }
 }
 
 impl Default for TopicSpec {
     fn default() -> Self {
-        Self { partitions: 1 }
+        Self { partitions: 1, config: TopicConfig::default() }
     }
 }
 
@@ -63,6 +81,9 @@ pub struct TopicInfo {
     pub partitions: Vec<PartitionId>,
     /// When it was created, milliseconds since 1970 UTC.
     pub created_ms: i64,
+    /// What it does with its records.
+    #[serde(default)]
+    pub config: TopicConfig,
 }
 
 /// Checks a name that a user gave.
