@@ -6,14 +6,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, Writer, gate,
+    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, TopicChange,
+    Writer, gate,
 };
 use crate::{
     Error, Result,
     batch::{Batch, BatchBuilder},
     engine::{Engine, Fence},
     record::Record,
-    topic::{PartitionId, TopicInfo, TopicPartition, TopicSpec},
+    topic::{PartitionId, TopicConfig, TopicInfo, TopicPartition, TopicSpec},
 };
 
 /// Bytes of records a transaction gathers before they are staged.
@@ -113,6 +114,25 @@ impl Session for EmbeddedSession {
 
     async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<Topic> {
         self.engine.create_topic(name, spec).await.map(shown)
+    }
+
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.engine.topic(name).map(|info| info.config)
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        let settings = change.settings.clone();
+        let alter = move |config: &mut TopicConfig| {
+            settings.iter().try_for_each(|(name, value)| match value {
+                Some(value) => config.set(name, value),
+                None => config.unset(name),
+            })
+        };
+        self.engine.alter_topic(name, alter).await?;
+        if let Some(count) = change.partitions {
+            self.engine.add_partitions(name, count).await?;
+        }
+        Ok(())
     }
 
     async fn delete_topic(&self, name: &str) -> Result<()> {

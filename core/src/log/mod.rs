@@ -33,7 +33,7 @@ pub use kafka::Kafka;
 use crate::{
     Result,
     record::{FetchedRecord, Record},
-    topic::{TopicPartition, TopicSpec},
+    topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
 /// How long a transaction may stay open before the log may abort it. The embedded log gives it a minute.
@@ -48,6 +48,15 @@ pub struct Topic {
     pub id: String,
     /// Number of partitions.
     pub partitions: u32,
+}
+
+/// What to change of a topic.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TopicChange {
+    /// So many partitions from now on, at least as many as there are: keys are dealt anew.
+    pub partitions: Option<u32>,
+    /// Settings by name; `None` sets one back to its default.
+    pub settings: BTreeMap<String, Option<String>>,
 }
 
 /// Where an append went.
@@ -112,6 +121,19 @@ pub trait Session: Send + Sync {
     /// # Errors
     /// `Conflict` where it exists, `Invalid` for its name.
     async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<Topic>;
+
+    /// The settings of a topic that are in force. On a cluster they are its own, defaults included.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig>;
+
+    /// Changes a topic; settings first, and then partitions.
+    ///
+    /// # Errors
+    /// `NotFound`, `Denied` for the log's own; `Invalid` for fewer partitions, and for a setting that the log does not
+    /// know or enforce.
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()>;
 
     /// Deletes a topic and its records.
     ///

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use super::{Action, Caller, Gate};
 use crate::{
     Error, ErrorKind, Result,
-    log::{Appended, Bounds, Chunk, Entry, FetchOptions, Session, Table, Topic, Writer},
+    log::{Appended, Bounds, Chunk, Entry, FetchOptions, Session, Table, Topic, TopicChange, Writer},
     record::Record,
-    topic::{INTERNAL_PREFIX, TopicPartition, TopicSpec},
+    topic::{INTERNAL_PREFIX, TopicConfig, TopicPartition, TopicSpec},
 };
 
 /// Puts a session of the log itself behind the gate.
@@ -74,6 +74,16 @@ impl Session for Guarded {
     async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<Topic> {
         self.pass.may(Action::Alter, name)?;
         self.inner.create_topic(name, spec).await
+    }
+
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.pass.may(Action::Describe, name)?;
+        self.inner.topic_config(name).await
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        self.pass.may(Action::Alter, name)?;
+        self.inner.alter_topic(name, change).await
     }
 
     async fn delete_topic(&self, name: &str) -> Result<()> {

@@ -15,6 +15,7 @@ mod error;
 mod producer;
 mod reader;
 mod readers;
+mod settings;
 mod tables;
 mod topics;
 mod writer;
@@ -25,12 +26,13 @@ use async_trait::async_trait;
 
 use self::{cluster::Cluster, readers::Readers, writer::KafkaWriter};
 use super::{
-    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, Writer, gate,
+    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, TopicChange,
+    Writer, gate,
 };
 use crate::{
     Error, Result,
     record::Record,
-    topic::{TopicPartition, TopicSpec},
+    topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
 /// The log of a Kafka cluster.
@@ -90,6 +92,14 @@ impl Session for KafkaSession {
         topics::create(&self.cluster, name, spec).await
     }
 
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        settings::config(&self.cluster, name).await
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        settings::alter(&self.cluster, name, change).await
+    }
+
     async fn delete_topic(&self, name: &str) -> Result<()> {
         self.readers.forget(name).await;
         topics::delete(&self.cluster, name).await
@@ -136,7 +146,7 @@ impl Session for KafkaSession {
 fn kept(table: Table) -> Result<Table> {
     match table {
         Table::Positions | Table::Schemas => Ok(table),
-        Table::Topics | Table::Writers => {
+        Table::Topics | Table::Writers | Table::Groups | Table::Producers => {
             Err(Error::new(crate::ErrorKind::Unsupported, format!("{} is kept by the cluster itself", table.topic())))
         }
     }

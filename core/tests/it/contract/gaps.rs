@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use tidemill_core::{
     Error, Result,
     engine::Table,
-    log::{Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Log, Session, Topic, Writer},
+    log::{Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Log, Session, Topic, TopicChange, Writer},
     record::Record,
-    topic::{TopicPartition, TopicSpec},
+    topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
 /// Where record `i` is shown.
@@ -56,6 +56,14 @@ impl Session for Gapped {
 
     async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<Topic> {
         self.0.create_topic(name, spec).await
+    }
+
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.0.topic_config(name).await
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        self.0.alter_topic(name, change).await
     }
 
     async fn delete_topic(&self, name: &str) -> Result<()> {

@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use tidemill_core::{
     ErrorKind, Result,
     engine::Table,
-    log::{Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Log, Session, Topic, Writer},
+    log::{Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Log, Session, Topic, TopicChange, Writer},
     record::Record,
-    topic::{TopicPartition, TopicSpec},
+    topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
 use super::{Bed, metadata, reads, transactions};
@@ -86,6 +86,14 @@ impl Session for LyingSession {
 
     async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<Topic> {
         Ok(self.named(self.inner.create_topic(name, spec).await?))
+    }
+
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.inner.topic_config(name).await
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        self.inner.alter_topic(name, change).await
     }
 
     async fn delete_topic(&self, name: &str) -> Result<()> {
