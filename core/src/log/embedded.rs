@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, TopicChange,
-    Writer, gate,
+    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, GroupOffset, Lease, Log, Member,
+    MemberOptions, Session, Table, Topic, TopicChange, Writer, gate,
 };
 use crate::{
     Error, Result,
@@ -197,6 +197,22 @@ impl Session for EmbeddedSession {
     async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64> {
         self.engine.put(table, key, value, expected).await
     }
+
+    async fn join(&self, _: &str, _: &[String], _: &MemberOptions) -> Result<Box<dyn Member>> {
+        Err(no_groups())
+    }
+
+    async fn lease(&self, _: &str, _: u32) -> Result<Lease> {
+        Err(no_groups())
+    }
+
+    async fn committed(&self, _: &str, _: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        Err(no_groups())
+    }
+}
+
+fn no_groups() -> Error {
+    Error::unsupported("groups are not built in yet on this log")
 }
 
 struct EmbeddedWriter {

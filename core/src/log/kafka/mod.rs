@@ -26,8 +26,8 @@ use async_trait::async_trait;
 
 use self::{cluster::Cluster, readers::Readers, writer::KafkaWriter};
 use super::{
-    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, TopicChange,
-    Writer, gate,
+    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, GroupOffset, Lease, Log, Member,
+    MemberOptions, Session, Table, Topic, TopicChange, Writer, gate,
 };
 use crate::{
     Error, Result,
@@ -140,6 +140,22 @@ impl Session for KafkaSession {
         }
         self.cluster.tables().put(&self.cluster, kept(table)?, key, value, expected).await
     }
+
+    async fn join(&self, _: &str, _: &[String], _: &MemberOptions) -> Result<Box<dyn Member>> {
+        Err(no_groups())
+    }
+
+    async fn lease(&self, _: &str, _: u32) -> Result<Lease> {
+        Err(no_groups())
+    }
+
+    async fn committed(&self, _: &str, _: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        Err(no_groups())
+    }
+}
+
+fn no_groups() -> Error {
+    Error::unsupported("groups are not built in yet on this log")
 }
 
 /// Topics and writers are kept by the cluster itself.

@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use tidemill_core::{
     ErrorKind, Result,
     engine::Table,
-    log::{Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Log, Session, Topic, TopicChange, Writer},
+    log::{
+        Appended, Bounds, Caller, Chunk, Entry, FetchOptions, GroupOffset, Lease, Log, Member, MemberOptions, Session,
+        Topic, TopicChange, Writer,
+    },
     record::Record,
     topic::{TopicConfig, TopicPartition, TopicSpec},
 };
@@ -152,6 +155,22 @@ impl Session for LyingSession {
                 other => return other,
             }
         }
+    }
+
+    async fn join(&self, group: &str, topics: &[String], options: &MemberOptions) -> Result<Box<dyn Member>> {
+        self.inner.join(group, topics, options).await
+    }
+
+    async fn lease(&self, group: &str, slots: u32) -> Result<Lease> {
+        self.inner.lease(group, slots).await
+    }
+
+    async fn committed(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        self.inner.committed(group, partitions).await
     }
 }
 
