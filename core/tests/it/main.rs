@@ -5,6 +5,7 @@ mod contract;
 mod crash;
 mod damage;
 mod harness;
+mod housekeeping;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod model;
