@@ -9,6 +9,7 @@ mod housekeeping;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod model;
+mod producers;
 mod real;
 #[cfg(feature = "kafka")]
 #[expect(clippy::unwrap_used, reason = "test code, as in the crate it belongs to")]
@@ -17,3 +18,4 @@ mod servers;
 mod sim;
 mod sync;
 mod topics;
+mod transactions;
