@@ -26,6 +26,7 @@ mod config;
 mod frame;
 mod housekeeping;
 mod index;
+pub mod inspect;
 mod manifest;
 mod partition;
 mod producers;
