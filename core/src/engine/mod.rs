@@ -53,7 +53,7 @@ use tokio::sync::Semaphore;
 
 pub use catalog::{Entry, Table};
 pub use commit::Turn;
-pub use committed::{Aborted, Committed};
+pub use committed::{Aborted, AbortedBatches, Committed};
 pub use config::{Config, ProducerLimits};
 pub use housekeeping::ChoreFailures;
 pub use partition::Damage;

@@ -128,7 +128,8 @@ fn a_refused_request_leaves_nothing_planned() {
 #[test]
 fn the_logs_own_time_is_written_in() {
     let clock = SimClock::default();
-    let mut log = Stepped::open(&SimDisk::new(1), small(), &clock).expect("new");
+    let disk = SimDisk::new(1);
+    let mut log = Stepped::open(&disk, small(), &clock).expect("new");
     let spec = TopicSpec {
         partitions: 1,
         config: TopicConfig { timestamp_type: TimestampType::LogAppendTime, ..TopicConfig::default() },
@@ -152,7 +153,9 @@ fn the_logs_own_time_is_written_in() {
     };
     let wanted = [now.0, now.0, now.0, now.0 + 10_000];
     assert_eq!(times(&log), wanted);
-    log.stepper.close().expect("closed");
+    let again = Stepped::open(&disk.image(Keep::Nothing), small(), &clock).expect("again");
+    assert_eq!(times(&again), wanted);
+    assert_eq!(again.engine.recovery().damage, []);
 }
 
 fn limited(producers: ProducerLimits) -> Config {
