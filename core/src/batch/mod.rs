@@ -29,6 +29,7 @@ mod tests;
 
 pub use builder::BatchBuilder;
 pub use control::{Marker, control_batch};
+pub(crate) use produced::check_producer;
 pub use produced::{check_produced, stamp_append_time};
 pub use scan::{HeaderRef, Headers, RecordRef, Records};
 

@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use super::shared::{Shared, lock};
+use super::{
+    shared::{Shared, lock},
+    transactions::Expiry,
+};
 use crate::{Error, Result};
 
 /// All chores have a turn at least this often.
@@ -43,7 +46,7 @@ pub(super) trait Chore: Send {
 
 /// All chores, in the order of their turns.
 fn chores() -> Vec<Box<dyn Chore>> {
-    vec![Box::new(Removal)]
+    vec![Box::new(Removal), Box::new(Expiry)]
 }
 
 /// Removes what no manifest lists any more, a file or a folder a step: a large one takes the file system a while.

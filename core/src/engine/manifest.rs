@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     catalog::Catalog,
     partition::{Damage, Partition},
+    producers::Snapshot,
     segment::SegmentEntry,
     shared::Shared,
 };
@@ -30,6 +31,9 @@ pub(super) struct PartitionEntry {
     pub(super) segments: Vec<SegmentEntry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) damage: Vec<Damage>,
+    /// Left out where no producer is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) producers: Option<Snapshot>,
 }
 
 pub(super) fn path(data_dir: &Path, number: u64) -> PathBuf {
@@ -82,5 +86,6 @@ fn entry_of(partition: &Partition) -> PartitionEntry {
         written_offset: state.synced_offset,
         segments: state.segments.iter().filter_map(|s| s.durable_entry()).collect(),
         damage: state.damage.clone(),
+        producers: state.producers.snapshot(state.log_start_offset, state.durable_offset),
     }
 }
