@@ -42,6 +42,7 @@ struct Written {
 
 impl From<(u32, u32, i64, i64)> for Written {
     fn from((first_sequence, last_sequence, base_offset, timestamp): (u32, u32, i64, i64)) -> Self {
+        let (first_sequence, last_sequence) = (first_sequence % SEQUENCES, last_sequence % SEQUENCES);
         Self { first_sequence, last_sequence, base_offset, timestamp }
     }
 }
@@ -81,6 +82,7 @@ type StoredState = (i16, u32, i64, Option<i64>, Vec<Written>);
 
 impl From<StoredState> for ProducerState {
     fn from((epoch, seen, touched_ms, open_since, written): StoredState) -> Self {
+        let seen = seen.min(SEQUENCES / 2);
         Self { epoch, seen, touched_ms, open_since, written }
     }
 }
