@@ -148,7 +148,8 @@ impl SegmentWriter {
         let published = *self.shared.published();
         let lsn = published.oldest_staged_lsn.map_or(published.lsn, |staged| staged.min(published.lsn));
         let before = self.superblock.current().checkpoint_lsn;
-        if lsn <= before && !lock(&self.shared.writer).checkpoint_wanted {
+        let has_news = lock(&self.shared.writer).checkpoint_wanted || !lock(&self.shared.doomed).is_empty();
+        if lsn <= before && !has_news {
             return;
         }
         let lsn = lsn.max(before);

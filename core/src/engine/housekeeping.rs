@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use super::shared::{Shared, lock};
+use super::{
+    compact::Compactor,
+    shared::{Shared, lock},
+};
 use crate::{Error, Result};
 
 /// All chores have a turn at least this often.
@@ -39,11 +42,14 @@ pub(super) trait Chore: Send {
     /// # Errors
     /// Whatever hinders it; it is tried again at the next pass.
     fn step(&mut self, shared: &Arc<Shared>) -> Result<Progress>;
+
+    /// The log is closing: what was begun and cannot be ended is taken back.
+    fn stop(&mut self, _shared: &Arc<Shared>) {}
 }
 
 /// All chores, in the order of their turns.
 fn chores() -> Vec<Box<dyn Chore>> {
-    vec![Box::new(Removal)]
+    vec![Box::new(Removal), Box::<Compactor>::default()]
 }
 
 /// Removes what no manifest lists any more, a file or a folder a step: a large one takes the file system a while.
@@ -168,12 +174,18 @@ impl Housekeeper {
         !self.open.is_empty()
     }
 
+    /// Ends what the chores have begun.
+    pub(super) fn stop(&mut self) {
+        self.chores.iter_mut().for_each(|chore| chore.stop(&self.shared));
+    }
+
     /// The thread's work: passes until the log closes or fails.
     pub(super) fn run(&mut self) {
         let go_on = |shared: &Shared| !shared.bell.closing() && shared.check_alive().is_ok();
         while self.shared.bell.wait() && go_on(&self.shared) {
             while self.step() && go_on(&self.shared) {}
         }
+        self.stop();
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     catalog::Catalog,
+    compact::Compacted,
     partition::{Damage, Partition},
     segment::SegmentEntry,
     shared::Shared,
@@ -28,6 +29,9 @@ pub(super) struct PartitionEntry {
     /// Offset up to which the segments listed hold everything.
     pub(super) written_offset: i64,
     pub(super) segments: Vec<SegmentEntry>,
+    /// How far the segments are compacted.
+    #[serde(default, skip_serializing_if = "Compacted::is_none")]
+    pub(super) compacted: Compacted,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) damage: Vec<Damage>,
 }
@@ -81,6 +85,7 @@ fn entry_of(partition: &Partition) -> PartitionEntry {
         log_start_offset: state.log_start_offset,
         written_offset: state.synced_offset,
         segments: state.segments.iter().filter_map(|s| s.durable_entry()).collect(),
+        compacted: state.compacted,
         damage: state.damage.clone(),
     }
 }

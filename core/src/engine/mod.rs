@@ -7,6 +7,7 @@
 //! | `queue`, `commit` | requests, and the committer that makes groups of them durable and visible |
 //! | `partition`, `segment`, `index` | one partition's records in memory and on disk |
 //! | `write_behind`, `checkpoint` | records into segments, and these made durable, a little at a time |
+//! | `compact`, `key_map` | sealed segments written anew with the newest record of each key |
 //! | `manifest`, `superblock` | what a checkpoint leaves |
 //! | `recovery` | what a crash left, made whole |
 //! | `housekeeping` | what is done every so often, apart from all of these |
@@ -18,10 +19,12 @@
 mod catalog;
 mod checkpoint;
 mod commit;
+mod compact;
 mod config;
 mod frame;
 mod housekeeping;
 mod index;
+mod key_map;
 mod manifest;
 mod partition;
 mod queue;
@@ -45,6 +48,7 @@ use tokio::sync::Semaphore;
 
 pub use catalog::{Entry, Table};
 pub use commit::Turn;
+pub use compact::Compaction;
 pub use config::Config;
 pub use housekeeping::ChoreFailures;
 pub use partition::Damage;
@@ -423,6 +427,28 @@ impl Engine {
                 return Err(Error::invalid("batch length differs from its header"));
             }
             Catalog::check(*partition, &batch)?;
+            self.check_compacted(*partition, &batch)?;
+        }
+        Ok(())
+    }
+
+    /// What compaction relies on: keys, where they can be read, and that nobody else decides when tombstones go.
+    fn check_compacted(&self, id: PartitionId, batch: &Batch) -> Result<()> {
+        if batch.header().delete_horizon().is_some() {
+            return Err(Error::invalid("attribute bit 6, the delete horizon, is the log's own"));
+        }
+        let Ok(partition) = self.shared.partition(id) else { return Ok(()) };
+        if !partition.config().cleanup.compacts() || batch.header().is_compressed() {
+            return Ok(());
+        }
+        for (number, record) in batch.records().enumerate() {
+            let record = record.map_err(|e| Error::invalid(e.message().to_owned()))?;
+            if record.key.is_none() {
+                return Err(Error::invalid(format!(
+                    "record {number} of the batch has no key, and {} is compacted by key (cleanup.policy)",
+                    partition.name
+                )));
+            }
         }
         Ok(())
     }
@@ -506,6 +532,11 @@ impl Engine {
     /// How each chore of housekeeping has fared, by its name. A failure there harms no append: it is tried again.
     pub fn housekeeping(&self) -> BTreeMap<&'static str, ChoreFailures> {
         self.shared.bell.failures()
+    }
+
+    /// What compaction has done since the log was opened.
+    pub fn compaction(&self) -> Compaction {
+        lock(&self.shared.compaction).clone()
     }
 
     /// Waits until the log stops because of a failure, and returns it.
@@ -652,6 +683,7 @@ fn new_shared(
         failure: OnceLock::new(),
         failed: tokio::sync::Notify::new(),
         next_transaction: AtomicU64::new(1),
+        compaction: Mutex::default(),
     }
 }
 
@@ -671,6 +703,7 @@ fn load_manifest(shared: &Shared, manifest: Manifest) {
         let holes = entry.damage.iter().filter_map(|d| d.to).max().unwrap_or(0);
         state.durable_offset = entry.written_offset.max(holes);
         state.segments = entry.segments.into_iter().map(|s| Arc::new(Segment::listed(&partition.folder, s))).collect();
+        state.compacted = entry.compacted;
         state.damage = entry.damage;
     }
 }

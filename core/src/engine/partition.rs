@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::segment::Segment;
+use super::{compact::Compacted, segment::Segment};
 use crate::{
     Error, Result,
     batch::Batch,
@@ -50,6 +50,7 @@ pub(super) struct State {
     pub(super) synced_offset: i64,
     pub(super) tail: VecDeque<Batch>,
     pub(super) segments: Vec<Arc<Segment>>,
+    pub(super) compacted: Compacted,
     pub(super) damage: Vec<Damage>,
     pub(super) deleted: bool,
 }
@@ -63,6 +64,7 @@ impl Partition {
             synced_offset: 0,
             tail: VecDeque::new(),
             segments: Vec::new(),
+            compacted: Compacted::default(),
             damage: Vec::new(),
             deleted: false,
         };
@@ -144,8 +146,17 @@ impl Partition {
             let segments: Vec<_> = state.segments[after.saturating_sub(1)..].iter().take(2).cloned().collect();
             drop(state);
             let read = self.read_segments(storage, &segments, offset, max_bytes);
-            if read.is_err() && self.state().deleted {
-                return Err(Error::not_found(format!("{} was deleted", self.name)));
+            if read.is_err() {
+                let state = self.state();
+                if state.deleted {
+                    return Err(Error::not_found(format!("{} was deleted", self.name)));
+                }
+                let listed = |s: &Arc<Segment>| state.segments.iter().any(|other| Arc::ptr_eq(other, s));
+                if !segments.iter().all(listed) {
+                    // Others have taken its place, and its file may be gone.
+                    drop(state);
+                    return self.read(storage, offset, max_bytes, end);
+                }
             }
             read?
         };

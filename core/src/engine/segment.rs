@@ -35,11 +35,27 @@ const READ_BYTES: usize = 64 << 10;
 pub(super) struct SegmentEntry {
     pub(super) base_offset: i64,
     pub(super) length: u64,
+    /// How often compaction has written it anew.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub(super) generation: u32,
+}
+
+fn is_first(generation: &u32) -> bool {
+    *generation == 0
+}
+
+/// The name of a segment's file without its extension. Kafka reads the digits before the first dot.
+pub(super) fn stem(base_offset: i64, generation: u32) -> String {
+    match generation {
+        0 => format!("{base_offset:020}"),
+        _ => format!("{base_offset:020}.{generation}"),
+    }
 }
 
 pub(super) struct Segment {
     path: PathBuf,
     base_offset: i64,
+    generation: u32,
     length: AtomicU64,
     /// Bytes of it that are durable; the manifest lists no more.
     synced: AtomicU64,
@@ -51,8 +67,8 @@ pub(super) struct Segment {
 
 impl Segment {
     /// Makes an empty segment's file.
-    pub(super) fn create(storage: &dyn Storage, folder: &Path, base_offset: i64) -> Result<Self> {
-        let segment = Self::listed(folder, SegmentEntry { base_offset, length: 0 });
+    pub(super) fn create(storage: &dyn Storage, folder: &Path, base_offset: i64, generation: u32) -> Result<Self> {
+        let segment = Self::listed(folder, SegmentEntry { base_offset, length: 0, generation });
         let file = storage.open(&segment.path, Open::Fresh)?;
         *lock(&segment.file) = Some(file);
         *segment.index() = Some(SparseIndex::default());
@@ -62,8 +78,9 @@ impl Segment {
     /// A segment that a manifest lists; its file is opened when it is first used.
     pub(super) fn listed(folder: &Path, entry: SegmentEntry) -> Self {
         Self {
-            path: folder.join(format!("{:020}.log", entry.base_offset)),
+            path: folder.join(stem(entry.base_offset, entry.generation) + ".log"),
             base_offset: entry.base_offset,
+            generation: entry.generation,
             length: AtomicU64::new(entry.length),
             synced: AtomicU64::new(entry.length),
             file: Mutex::new(None),
@@ -75,6 +92,14 @@ impl Segment {
         self.base_offset
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
+    }
+
     pub(super) fn length(&self) -> u64 {
         self.length.load(Ordering::Acquire)
     }
@@ -82,7 +107,19 @@ impl Segment {
     /// What of it is durable; none where nothing is.
     pub(super) fn durable_entry(&self) -> Option<SegmentEntry> {
         let length = self.synced.load(Ordering::Acquire);
-        (length > 0).then_some(SegmentEntry { base_offset: self.base_offset, length })
+        let (base_offset, generation) = (self.base_offset, self.generation);
+        (length > 0).then_some(SegmentEntry { base_offset, length, generation })
+    }
+
+    /// Whether all of it is durable.
+    pub(super) fn is_durable(&self) -> bool {
+        let length = self.length();
+        length > 0 && self.synced.load(Ordering::Acquire) == length
+    }
+
+    /// Its files, whether they are there or not.
+    pub(super) fn files(&self) -> [PathBuf; 2] {
+        [self.path.clone(), self.path.with_extension("index")]
     }
 
     fn index(&self) -> MutexGuard<'_, Option<SparseIndex>> {
@@ -162,6 +199,25 @@ impl Segment {
             return self.read_from(storage, beginning, length, offset, max_bytes);
         }
         found
+    }
+
+    /// The batches that follow from a place in it (offset, position), for who reads all of it; moves the place.
+    pub(super) fn read_on(
+        &self,
+        storage: &dyn Storage,
+        place: &mut (i64, u64),
+        max_bytes: usize,
+    ) -> Result<Vec<Batch>> {
+        let batches = self.read_from(storage, *place, self.length(), place.0, max_bytes)?;
+        for header in batches.iter().map(Batch::header) {
+            *place = (header.next_offset(), place.1 + header.size_bytes as u64);
+        }
+        Ok(batches)
+    }
+
+    /// Forgets what it knows of its index, which is read again where it is needed.
+    pub(super) fn forget_index(&self) {
+        *self.index() = None;
     }
 
     /// As [`Segment::read`], from a position where the batch of offset `expected` begins.

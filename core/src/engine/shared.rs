@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     catalog::{Catalog, Table, TopicChange},
+    compact::Compaction,
     config::Config,
     housekeeping::Bell,
     partition::Partition,
@@ -28,6 +29,10 @@ use crate::{
 
 /// A committer that waits for room looks for itself so often, whatever it is told.
 const ROOM_PATIENCE: Duration = Duration::from_millis(20);
+
+/// A segment of the log's own topics is sealed at this size: their records are soon superseded, and only what is sealed is
+/// compacted.
+const INTERNAL_SEGMENT_BYTES: u64 = 1 << 20;
 
 /// The consistent state of all partitions together.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +59,6 @@ pub(super) struct WriterState {
 pub(super) enum Doomed {
     /// With all that is in it.
     Folder(PathBuf),
-    #[expect(dead_code, reason = "segments go with retention")]
     File(PathBuf),
 }
 
@@ -113,6 +117,7 @@ pub(super) struct Shared {
     pub(super) failure: OnceLock<String>,
     pub(super) failed: tokio::sync::Notify,
     pub(super) next_transaction: AtomicU64,
+    pub(super) compaction: Mutex<Compaction>,
 }
 
 /// A lock whose holder panicked protects plain data that each critical section leaves whole.
@@ -173,7 +178,8 @@ impl Shared {
     }
 
     pub(super) fn add_internal_partitions(&self) {
-        let config = Arc::new(TopicConfig::compacted());
+        let segment_bytes = Some(self.config.segment_bytes.min(INTERNAL_SEGMENT_BYTES));
+        let config = Arc::new(TopicConfig { segment_bytes, ..TopicConfig::compacted() });
         for table in Table::ALL {
             self.add_partition(&table.topic(), 0, table.partition(), &config);
         }

@@ -173,7 +173,7 @@ impl SegmentWriter {
             }
         }
         self.new_folders.insert(partition.folder.clone());
-        let segment = Arc::new(Segment::create(storage, &partition.folder, next)?);
+        let segment = Arc::new(Segment::create(storage, &partition.folder, next, 0)?);
         partition.state_mut().segments.push(Arc::clone(&segment));
         Ok(segment)
     }

@@ -1,6 +1,7 @@
 //! The engine against a disk that crashes, lies and rots; against real threads; and against a plain `Vec`. The seam: its
 //! contract.
 
+mod compact;
 mod contract;
 mod crash;
 mod damage;
