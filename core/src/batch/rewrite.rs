@@ -6,12 +6,11 @@
 
 use bytes::Bytes;
 
-use super::{Batch, BatchHeader, CRC_START, HEADER_LEN, RecordRef, be_i64, builder::put_varint, crc32c, scan::Cursor};
+use super::{
+    Batch, BatchHeader, COMPRESSION, CRC_START, HEADER_LEN, RecordRef, builder::put_varint, crc32c, scan::Cursor,
+};
 use crate::{Error, Result};
 
-const LOG_APPEND_TIME: i16 = 1 << 3;
-const TRANSACTIONAL: i16 = 1 << 4;
-const CONTROL: i16 = 1 << 5;
 const DELETE_HORIZON: i16 = 1 << 6;
 /// What a batch without records has as its times, as in Kafka.
 const NO_TIMESTAMP: i64 = -1;
@@ -20,16 +19,6 @@ impl BatchHeader {
     /// From when on its tombstones may go; `None` where compaction has not decided it yet.
     pub fn delete_horizon(&self) -> Option<i64> {
         (self.attributes & DELETE_HORIZON != 0).then_some(self.base_timestamp)
-    }
-
-    /// Whether its records are markers of transactions.
-    pub(crate) fn has_markers(&self) -> bool {
-        self.attributes & CONTROL != 0
-    }
-
-    /// Whether its records belong to a transaction of Kafka's protocol.
-    pub(crate) fn in_transaction(&self) -> bool {
-        self.attributes & TRANSACTIONAL != 0
     }
 }
 
@@ -89,7 +78,7 @@ pub(crate) fn rewrite(
         (0, ..) => Left::Nothing,
         (_, 0, None) => Left::All,
         _ => {
-            if header.attributes & LOG_APPEND_TIME != 0 {
+            if header.has_append_time() {
                 max_timestamp = header.max_timestamp;
             }
             Left::Some(assemble(batch, &runs, kept, max_timestamp, set)?)
@@ -150,7 +139,7 @@ pub(crate) fn gap(base_offset: i64, next_offset: i64) -> Bytes {
 /// The batch without its records: of a producer's last one, number, epoch and sequence must stay.
 pub(crate) fn emptied(batch: &Batch) -> Bytes {
     let mut bytes = batch.bytes()[..HEADER_LEN].to_vec();
-    let attributes = batch.header().attributes & !(0x07 | DELETE_HORIZON);
+    let attributes = batch.header().attributes & !(COMPRESSION | DELETE_HORIZON);
     bytes[21..23].copy_from_slice(&attributes.to_be_bytes());
     without_times(bytes)
 }
@@ -168,11 +157,6 @@ fn seal(mut bytes: Vec<u8>) -> Bytes {
     let crc = crc32c(&bytes[CRC_START..]);
     bytes[17..21].copy_from_slice(&crc.to_be_bytes());
     Bytes::from(bytes)
-}
-
-/// Who wrote it; `None` for a producer without a number.
-pub(crate) fn producer_of(batch: &Batch) -> Option<i64> {
-    Some(be_i64(batch.bytes(), 43)).filter(|id| *id >= 0)
 }
 
 #[cfg(test)]
@@ -225,7 +209,7 @@ mod tests {
             let (old, new) = (batch.header(), after.header());
             prop_assert_eq!(scanned(&after), wanted.clone());
             prop_assert_eq!((new.base_offset, new.last_offset_delta), (old.base_offset, old.last_offset_delta));
-            prop_assert_eq!(producer_of(&after), Some(77));
+            prop_assert_eq!(new.producer_id, 77);
             prop_assert_eq!(Some(new.max_timestamp), wanted.iter().map(|r| r.timestamp.0).max());
             prop_assert_eq!(new.delete_horizon(), horizon.filter(|_| tombstones));
             // The horizon was decided once.
@@ -238,10 +222,10 @@ mod tests {
     fn batches_without_records_are_sound() {
         let gap = Batch::parse(&gap(70, 70 + (1 << 31))).unwrap();
         assert_eq!((gap.header().base_offset, gap.header().next_offset()), (70, 70 + (1 << 31)));
-        assert_eq!((gap.records().count(), producer_of(&gap), gap.bytes().len()), (0, None, HEADER_LEN));
+        assert_eq!((gap.records().count(), gap.header().producer_id, gap.bytes().len()), (0, -1, HEADER_LEN));
         let batch = batch_of(&[Record::new(Bytes::from_static(b"k"), None), Record::default()]);
         let emptied = Batch::parse(&emptied(&batch)).unwrap();
-        assert_eq!((emptied.header().next_offset(), producer_of(&emptied)), (1002, Some(77)));
+        assert_eq!((emptied.header().next_offset(), emptied.header().producer_id), (1002, 77));
         assert_eq!((emptied.records().count(), emptied.header().max_timestamp), (0, -1));
     }
 
@@ -249,7 +233,7 @@ mod tests {
     #[test]
     fn the_time_of_an_append_stays() {
         let mut bytes = batch_of(&[Record::new(Bytes::from_static(b"a"), None), Record::default()]).bytes().to_vec();
-        bytes[21..23].copy_from_slice(&LOG_APPEND_TIME.to_be_bytes());
+        bytes[21..23].copy_from_slice(&crate::batch::APPEND_TIME.to_be_bytes());
         bytes[35..43].copy_from_slice(&999i64.to_be_bytes());
         let batch = Batch::parse(&seal(bytes)).unwrap();
         let done = rewrite(&batch, Some(4000), |record| record.offset == 1000).unwrap();

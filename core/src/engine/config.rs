@@ -27,6 +27,37 @@ pub struct Config {
     pub compaction_map_bytes: usize,
     /// What compaction may read and write together in a second.
     pub compaction_bytes_per_second: u64,
+    /// What is kept of producers, and for how long.
+    pub producers: ProducerLimits,
+}
+
+/// What is kept of producers, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProducerLimits {
+    /// Producers that one partition knows; beyond, those idle for longest are forgotten.
+    pub per_partition: usize,
+    /// Producers that all partitions know together.
+    pub in_all: usize,
+    /// A producer idle for so long is forgotten by a partition.
+    pub producer_idle_ms: u64,
+    /// A transactional id idle for so long is forgotten.
+    pub transactional_id_idle_ms: u64,
+    /// The longest time-out that a transaction may ask for.
+    pub max_transaction_timeout_ms: u64,
+}
+
+impl Default for ProducerLimits {
+    fn default() -> Self {
+        const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+        Self {
+            per_partition: 20_000,
+            in_all: 200_000,
+            producer_idle_ms: DAY_MS,
+            transactional_id_idle_ms: 7 * DAY_MS,
+            max_transaction_timeout_ms: 15 * 60 * 1000,
+        }
+    }
 }
 
 impl Default for Config {
@@ -41,6 +72,7 @@ impl Default for Config {
             segment_bytes: 256 << 20,
             compaction_map_bytes: 32 << 20,
             compaction_bytes_per_second: 64 << 20,
+            producers: ProducerLimits::default(),
         }
     }
 }
@@ -85,6 +117,8 @@ impl Config {
             self.compaction_bytes_per_second >= 4096,
             format!("compaction_bytes_per_second {} is below 4 KiB", self.compaction_bytes_per_second),
         );
+        let ProducerLimits { per_partition, in_all, .. } = self.producers;
+        check(per_partition > 0 && in_all > 0, "producers: a log that knows no producer finds no duplicate".into());
         if faults.is_empty() { Ok(()) } else { Err(Error::invalid(faults.join("; "))) }
     }
 

@@ -17,6 +17,7 @@ use std::{
 use super::{
     compact::Compactor,
     shared::{Shared, lock},
+    transactions::Expiry,
 };
 use crate::{Error, Result};
 
@@ -49,7 +50,7 @@ pub(super) trait Chore: Send {
 
 /// All chores, in the order of their turns.
 fn chores() -> Vec<Box<dyn Chore>> {
-    vec![Box::new(Removal), Box::<Compactor>::default()]
+    vec![Box::new(Removal), Box::new(Expiry), Box::<Compactor>::default()]
 }
 
 /// Removes what no manifest lists any more, a file or a folder a step: a large one takes the file system a while.

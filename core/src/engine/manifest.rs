@@ -8,6 +8,7 @@ use super::{
     catalog::Catalog,
     compact::Compacted,
     partition::{Damage, Partition},
+    producers::Snapshot,
     segment::SegmentEntry,
     shared::Shared,
 };
@@ -34,6 +35,9 @@ pub(super) struct PartitionEntry {
     pub(super) compacted: Compacted,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) damage: Vec<Damage>,
+    /// Left out where no producer is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) producers: Option<Snapshot>,
 }
 
 pub(super) fn path(data_dir: &Path, number: u64) -> PathBuf {
@@ -87,5 +91,6 @@ fn entry_of(partition: &Partition) -> PartitionEntry {
         segments: state.segments.iter().filter_map(|s| s.durable_entry()).collect(),
         compacted: state.compacted,
         damage: state.damage.clone(),
+        producers: state.producers.snapshot(state.log_start_offset, state.durable_offset),
     }
 }

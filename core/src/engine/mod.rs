@@ -5,6 +5,9 @@
 //! | `frame` | the grammar of the commit log |
 //! | `slots` | its files |
 //! | `queue`, `commit` | requests, and the committer that makes groups of them durable and visible |
+//! | `producers`, `transactions` | idempotent producers, and transactions of Kafka's protocol |
+//! | `staging` | what a group has planned: offsets, and what producers have sent |
+//! | `committed` | reading what is committed |
 //! | `partition`, `segment`, `index` | one partition's records in memory and on disk |
 //! | `write_behind`, `checkpoint` | records into segments, and these made durable, a little at a time |
 //! | `compact`, `key_map` | sealed segments written anew with the newest record of each key |
@@ -19,6 +22,7 @@
 mod catalog;
 mod checkpoint;
 mod commit;
+mod committed;
 mod compact;
 mod config;
 mod frame;
@@ -27,13 +31,16 @@ mod index;
 mod key_map;
 mod manifest;
 mod partition;
+mod producers;
 mod queue;
 mod recovery;
 mod segment;
 mod shared;
 mod slots;
+mod staging;
 mod superblock;
 mod threads;
+mod transactions;
 mod write_behind;
 
 use std::{
@@ -48,27 +55,32 @@ use tokio::sync::Semaphore;
 
 pub use catalog::{Entry, Table};
 pub use commit::Turn;
+pub use committed::{Aborted, Committed};
 pub use compact::Compaction;
-pub use config::Config;
+pub use config::{Config, ProducerLimits};
 pub use housekeeping::ChoreFailures;
 pub use partition::Damage;
+pub use producers::ProducerInfo;
 pub use queue::{Fence, Outcome};
 pub use recovery::RecoveryReport;
 pub use threads::Stepper;
+pub use transactions::{Produced, ProducerIdentity, ProducerStats, TransactionInfo, TransactionState};
 
 use self::{
     catalog::{Catalog, position_key},
     housekeeping::Bell,
     manifest::Manifest,
-    partition::Partition,
+    partition::{Partition, State},
+    producers::{Census, Producers},
     queue::{Queue, Work},
     segment::Segment,
     shared::{Published, Shared, WriterState, lock},
     slots::SlotPool,
     superblock::SuperblockFile,
+    transactions::Coordinator,
 };
 use crate::{
-    Error, Result,
+    Error, Reason, Result,
     batch::Batch,
     clock::Clock,
     storage::Storage,
@@ -88,12 +100,17 @@ pub struct Bounds {
     pub log_start_offset: i64,
     /// First offset that is not yet durable.
     pub durable_offset: i64,
+    /// First offset of the oldest transaction of Kafka's protocol that is still open, or `durable_offset`: records that
+    /// count, and are known to, end here.
+    pub last_stable_offset: i64,
 }
 
 /// An open log in a data directory that this process owns.
 pub struct Engine {
     shared: Arc<Shared>,
     permits: Semaphore,
+    /// Producer ids that are this process's to give.
+    producer_ids: tokio::sync::Mutex<std::ops::Range<i64>>,
     report: RecoveryReport,
     threads: Mutex<Option<threads::Threads>>,
 }
@@ -134,7 +151,7 @@ impl Engine {
         };
         let permits = Semaphore::new((config.queue_bytes / PERMIT_BYTES).max(1));
         let shared = Arc::new(new_shared(data_dir, config, storage, clock, superblock.current().log_id));
-        load_manifest(&shared, manifest);
+        load_manifest(&shared, manifest)?;
         let (committer, report) = recovery::recover(&shared, &mut superblock)?;
         for (lsn, what) in &report.damage {
             tracing::error!(lsn, what, "commit log is damaged");
@@ -144,7 +161,8 @@ impl Engine {
         }
         let writer = write_behind::SegmentWriter::new(Arc::clone(&shared), superblock);
         let stepper = Stepper::new(committer, writer);
-        Ok((Self { shared, permits, report, threads: Mutex::new(None) }, stepper))
+        let producer_ids = tokio::sync::Mutex::new(0..0);
+        Ok((Self { shared, permits, producer_ids, report, threads: Mutex::new(None) }, stepper))
     }
 
     /// What recovery found when the log was opened.
@@ -395,12 +413,16 @@ impl Engine {
 
     async fn submit(&self, work: Work) -> Result<Outcome> {
         self.check(&work)?;
-        let all = self.shared.config.queue_bytes / PERMIT_BYTES;
-        let wanted = (work.payload_bytes() / PERMIT_BYTES + 1).min(all.max(1));
-        let permit = self.permits.acquire_many(wanted as u32).await;
+        let permit = self.permits.acquire_many(self.permits_of(&work)).await;
         let _permit = permit.map_err(|_| Error::closed("the log was closed"))?;
         let answer = self.shared.queue.push(work);
         answer.await.map_err(|_| Error::closed("the log has stopped"))?
+    }
+
+    /// What a request takes of the queue's bytes.
+    fn permits_of(&self, work: &Work) -> u32 {
+        let all = self.shared.config.queue_bytes / PERMIT_BYTES;
+        (work.payload_bytes() / PERMIT_BYTES + 1).min(all.max(1)) as u32
     }
 
     /// Puts an append into the queue without waiting for room or answer; for simulations.
@@ -426,6 +448,12 @@ impl Engine {
             if batch.bytes().len() != bytes.len() {
                 return Err(Error::invalid("batch length differs from its header"));
             }
+            if batch.header().is_control() {
+                return Err(Error::invalid("control batches are the log's own"));
+            }
+            if batch.header().has_producer() && !matches!(work, Work::Append { .. }) {
+                return Err(Error::invalid("a batch of a transaction of the log's own has no producer id"));
+            }
             Catalog::check(*partition, &batch)?;
             self.check_compacted(*partition, &batch)?;
         }
@@ -447,7 +475,8 @@ impl Engine {
                 return Err(Error::invalid(format!(
                     "record {number} of the batch has no key, and {} is compacted by key (cleanup.policy)",
                     partition.name
-                )));
+                ))
+                .with_reason(Reason::InvalidRecord));
             }
         }
         Ok(())
@@ -460,7 +489,8 @@ impl Engine {
             Some(limit) if size as u64 > limit => Err(Error::invalid(format!(
                 "batch of {size} bytes exceeds max.message.bytes of {}, which is {limit}",
                 partition.name
-            ))),
+            ))
+            .with_reason(Reason::BatchTooLarge)),
             _ => Ok(()),
         }
     }
@@ -474,7 +504,11 @@ impl Engine {
         let bounds = |id: &PartitionId| {
             let partition = self.shared.partition(*id)?;
             let state = partition.state();
-            Ok(Bounds { log_start_offset: state.log_start_offset, durable_offset: state.durable_offset })
+            Ok(Bounds {
+                log_start_offset: state.log_start_offset,
+                durable_offset: state.durable_offset,
+                last_stable_offset: state.last_stable_offset(),
+            })
         };
         partitions.iter().map(bounds).collect()
     }
@@ -493,6 +527,10 @@ impl Engine {
     /// # Errors
     /// `NotFound` where the partition does not exist or is deleted meanwhile, `Closed` once the log has stopped.
     pub async fn wait_for(&self, id: PartitionId, offset: i64, time: Duration) -> Result<()> {
+        self.wait_until(id, time, |state| state.durable_offset > offset).await
+    }
+
+    async fn wait_until(&self, id: PartitionId, time: Duration, there: impl Fn(&State) -> bool) -> Result<()> {
         let partition: Arc<Partition> = self.shared.partition(id)?;
         let visible = async {
             loop {
@@ -502,14 +540,14 @@ impl Engine {
                 appended.as_mut().enable();
                 failed.as_mut().enable();
                 self.shared.check_alive()?;
-                let (deleted, durable_offset) = {
+                let (deleted, there) = {
                     let state = partition.state();
-                    (state.deleted, state.durable_offset)
+                    (state.deleted, there(&state))
                 };
                 if deleted {
                     return Err(Error::not_found(format!("{} was deleted", partition.name)));
                 }
-                if durable_offset > offset {
+                if there {
                     return Ok(());
                 }
                 tokio::select! { () = appended => {}, () = failed => {} }
@@ -666,6 +704,8 @@ fn new_shared(
         queue: Queue::default(),
         partitions: RwLock::new(HashMap::new()),
         catalog: RwLock::new(Catalog::new()),
+        coordinator: RwLock::default(),
+        producers: Census::default(),
         published: RwLock::new(Published { lsn: 0, oldest_staged_lsn: None }),
         checkpoint_lsn: AtomicU64::new(0),
         allowed_lsn: AtomicU64::new(u64::MAX),
@@ -688,11 +728,12 @@ fn new_shared(
 }
 
 /// Sets up partitions and catalog as of the last checkpoint.
-fn load_manifest(shared: &Shared, manifest: Manifest) {
+fn load_manifest(shared: &Shared, manifest: Manifest) -> Result<()> {
     shared.add_internal_partitions();
     for info in manifest.catalog.topics() {
         shared.add_partitions(&info);
     }
+    *shared.coordinator.write().unwrap_or_else(PoisonError::into_inner) = Coordinator::of(&manifest.catalog)?;
     *shared.catalog.write().unwrap_or_else(PoisonError::into_inner) = manifest.catalog;
     for entry in manifest.partitions {
         let Ok(partition) = shared.partition(entry.id) else { continue };
@@ -705,5 +746,10 @@ fn load_manifest(shared: &Shared, manifest: Manifest) {
         state.segments = entry.segments.into_iter().map(|s| Arc::new(Segment::listed(&partition.folder, s))).collect();
         state.compacted = entry.compacted;
         state.damage = entry.damage;
+        if let Some(snapshot) = entry.producers {
+            state.producers = Producers::restore(snapshot);
+            shared.producers.known.fetch_add(state.producers.len(), std::sync::atomic::Ordering::Relaxed);
+        }
     }
+    Ok(())
 }

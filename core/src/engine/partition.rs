@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::{compact::Compacted, segment::Segment};
+use super::{compact::Compacted, producers::Producers, segment::Segment};
 use crate::{
     Error, Result,
     batch::Batch,
@@ -52,6 +52,7 @@ pub(super) struct State {
     pub(super) segments: Vec<Arc<Segment>>,
     pub(super) compacted: Compacted,
     pub(super) damage: Vec<Damage>,
+    pub(super) producers: Producers,
     pub(super) deleted: bool,
 }
 
@@ -66,6 +67,7 @@ impl Partition {
             segments: Vec::new(),
             compacted: Compacted::default(),
             damage: Vec::new(),
+            producers: Producers::default(),
             deleted: false,
         };
         Self { id, name, folder, state: RwLock::new(state), config: RwLock::default(), appended: Notify::new() }
@@ -88,12 +90,15 @@ impl Partition {
         self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Makes a durable batch visible.
-    pub(super) fn publish(&self, batch: Batch) {
+    /// Makes a durable batch visible; `now_ms` counts where it tells of a producer. Tells how many more producers are
+    /// known than before.
+    pub(super) fn publish(&self, batch: Batch, now_ms: i64) -> usize {
         let mut state = self.state_mut();
         debug_assert!(batch.header().base_offset >= state.durable_offset, "offsets only grow");
         state.durable_offset = batch.header().next_offset();
+        let added = state.producers.apply(&batch, now_ms);
         state.tail.push_back(batch);
+        added
     }
 
     /// Notes lost records once; finding them again at a later recovery adds nothing.

@@ -16,8 +16,10 @@ use super::{
     config::Config,
     housekeeping::Bell,
     partition::Partition,
+    producers::Census,
     queue::Queue,
     slots::SlotPool,
+    transactions::Coordinator,
 };
 use crate::{
     Error, Result,
@@ -88,6 +90,10 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) partitions: RwLock<HashMap<PartitionId, Arc<Partition>>>,
     pub(super) catalog: RwLock<Catalog>,
+    /// What `_tidemill.producers` says, decoded.
+    pub(super) coordinator: RwLock<Coordinator>,
+    /// How many producers the partitions know.
+    pub(super) producers: Census,
     /// Held for writing while a group becomes visible: a reader that holds it sees all of a group or nothing.
     pub(super) published: RwLock<Published>,
     pub(super) checkpoint_lsn: AtomicU64,
@@ -135,6 +141,15 @@ impl Shared {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn coordinator(&self) -> std::sync::RwLockReadGuard<'_, Coordinator> {
+        self.coordinator.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn all_partitions(&self) -> Vec<Arc<Partition>> {
+        let partitions = self.partitions.read().unwrap_or_else(PoisonError::into_inner);
+        partitions.values().cloned().collect()
+    }
+
     pub(super) fn published(&self) -> std::sync::RwLockReadGuard<'_, Published> {
         self.published.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -162,12 +177,21 @@ impl Shared {
         if partition.state().deleted {
             return Ok(());
         }
-        partition.publish(batch.clone());
+        let now_ms = if batch.header().has_producer() { self.clock.now().0 } else { 0 };
+        let added = partition.publish(batch.clone(), now_ms);
+        if added > 0 {
+            self.producers.add(self, &partition, added);
+        }
         let size = batch.bytes().len();
         self.ring_bytes.fetch_add(size, Ordering::Relaxed);
         self.unwritten_bytes.fetch_add(size, Ordering::Relaxed);
         lock(&self.arrivals).push_back((id, size));
-        let changes = self.catalog.write().unwrap_or_else(PoisonError::into_inner).apply(id, batch)?;
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        let changes = catalog.apply(id, batch)?;
+        if id == Table::Producers.partition() {
+            self.coordinator.write().unwrap_or_else(PoisonError::into_inner).follow(&catalog, batch)?;
+        }
+        drop(catalog);
         for change in changes {
             match change {
                 TopicChange::Created(info) | TopicChange::Changed(info) => self.add_partitions(&info),
@@ -215,6 +239,7 @@ impl Shared {
             let held: usize = state.tail.iter().map(|b| b.bytes().len()).sum();
             self.ring_bytes.fetch_sub(held, Ordering::Relaxed);
             state.tail.clear();
+            self.producers.remove(std::mem::take(&mut state.producers).len());
             drop(state);
             lock(&self.arrivals).retain(|(other, _)| *other != partition.id);
             self.doom(partition.folder.parent().map(|folder| Doomed::Folder(folder.to_path_buf())));

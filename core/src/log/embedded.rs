@@ -6,14 +6,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, Writer, gate,
+    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, GroupOffset, Lease, Log, Member,
+    MemberOptions, Session, Table, Topic, TopicChange, Writer, gate,
 };
 use crate::{
     Error, Result,
     batch::{Batch, BatchBuilder},
     engine::{Engine, Fence},
     record::Record,
-    topic::{PartitionId, TopicInfo, TopicPartition, TopicSpec},
+    topic::{PartitionId, TopicConfig, TopicInfo, TopicPartition, TopicSpec},
 };
 
 /// Bytes of records a transaction gathers before they are staged.
@@ -73,7 +74,7 @@ impl EmbeddedSession {
 
     fn read(&self, id: PartitionId, offset: i64, options: &FetchOptions) -> Result<Chunk> {
         let end = options.end.unwrap_or(i64::MAX);
-        let (batches, next_offset) = self.engine.read(id, offset, options.max_bytes, end)?;
+        let (batches, next_offset) = self.engine.read_shown(id, offset, options.max_bytes, end)?;
         let mut chunk = Chunk { records: Vec::new(), next_offset };
         for batch in &batches {
             take_records(batch, offset, end, &mut chunk)?;
@@ -115,6 +116,25 @@ impl Session for EmbeddedSession {
         self.engine.create_topic(name, spec).await.map(shown)
     }
 
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.engine.topic(name).map(|info| info.config)
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        let settings = change.settings.clone();
+        let alter = move |config: &mut TopicConfig| {
+            settings.iter().try_for_each(|(name, value)| match value {
+                Some(value) => config.set(name, value),
+                None => config.unset(name),
+            })
+        };
+        self.engine.alter_topic(name, alter).await?;
+        if let Some(count) = change.partitions {
+            self.engine.add_partitions(name, count).await?;
+        }
+        Ok(())
+    }
+
     async fn delete_topic(&self, name: &str) -> Result<()> {
         self.engine.delete_topic(name).await
     }
@@ -146,8 +166,10 @@ impl Session for EmbeddedSession {
     async fn fetch(&self, from: &TopicPartition, offset: i64, options: &FetchOptions) -> Result<Chunk> {
         let id = self.partition(from)?;
         let bounds = self.engine.cut(&[id])?;
-        if bounds.first().is_some_and(|b| b.durable_offset == offset) && !options.max_wait.is_zero() {
-            self.engine.wait_for(id, offset, options.max_wait).await?;
+        if bounds.first().is_some_and(|b| (b.last_stable_offset..=b.durable_offset).contains(&offset))
+            && !options.max_wait.is_zero()
+        {
+            self.engine.wait_for_committed(id, offset, options.max_wait).await?;
         }
         // Records no longer in memory are read from disk: that must not hold up the runtime.
         let (this, options) = (self.clone(), *options);
@@ -157,7 +179,9 @@ impl Session for EmbeddedSession {
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
         let ids: Vec<_> = partitions.iter().map(|p| self.partition(p)).collect::<Result<_>>()?;
-        self.engine.cut(&ids)
+        // What can be read now ends before the first open transaction.
+        let shown = |bounds: Bounds| Bounds { durable_offset: bounds.last_stable_offset, ..bounds };
+        Ok(self.engine.cut(&ids)?.into_iter().map(shown).collect())
     }
 
     async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>> {
@@ -177,6 +201,22 @@ impl Session for EmbeddedSession {
     async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64> {
         self.engine.put(table, key, value, expected).await
     }
+
+    async fn join(&self, _: &str, _: &[String], _: &MemberOptions) -> Result<Box<dyn Member>> {
+        Err(no_groups())
+    }
+
+    async fn lease(&self, _: &str, _: u32) -> Result<Lease> {
+        Err(no_groups())
+    }
+
+    async fn committed(&self, _: &str, _: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        Err(no_groups())
+    }
+}
+
+fn no_groups() -> Error {
+    Error::unsupported("groups are not built in yet on this log")
 }
 
 struct EmbeddedWriter {

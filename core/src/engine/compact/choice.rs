@@ -29,9 +29,9 @@ pub(super) struct Section {
     pub(super) expired: bool,
 }
 
-/// No record at or beyond may be compacted: what is not durable in segments.
+/// No record at or beyond may be compacted: what is not durable in segments, and what a transaction may still decide.
 pub(super) fn compactable_end(state: &State) -> i64 {
-    state.synced_offset.min(state.durable_offset)
+    state.synced_offset.min(state.last_stable_offset())
 }
 
 /// Why a partition's turn may come; the greater, the sooner.

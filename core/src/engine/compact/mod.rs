@@ -5,8 +5,9 @@
 //! it replaces (`swap`). Which partition is next, and how far, says `choice`. `sweep` removes what a crash left.
 //!
 //! What holds:
-//! - the newest record of each key stays, and so does every record whose key is not known: without one, compressed, or in
-//!   a transaction of Kafka's protocol;
+//! - the newest record of each key stays, and so does every record whose key is not known: without one, or compressed;
+//! - records of aborted transactions go, and so do markers of committed ones. Those of aborted ones stay: a reader that was
+//!   told of the transaction passes over its producer's batches until it meets the marker;
 //! - offsets never change. What a batch, or a run of batches, leaves empty is one batch without records over the same
 //!   offsets, so that within a segment each batch still continues the one before;
 //! - a tombstone stays for `delete.retention.ms` after the pass that first kept it as the newest of its key; and as long as

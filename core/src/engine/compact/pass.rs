@@ -9,7 +9,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    super::{config::Config, key_map::KeyMap, partition::Partition, segment::Segment, shared::Shared},
+    super::{
+        committed::Aborted, config::Config, key_map::KeyMap, partition::Partition, segment::Segment, shared::Shared,
+    },
     Compacted, Compaction,
     choice::{Section, millis},
     swap::Output,
@@ -17,8 +19,8 @@ use super::{
 use crate::{
     Error, Result,
     batch::{
-        Batch, BatchHeader,
-        rewrite::{Left, emptied, gap, producer_of, rewrite},
+        Batch, Marker,
+        rewrite::{Left, Rewritten, emptied, gap, rewrite},
     },
     storage::Storage,
     topic::TopicConfig,
@@ -28,8 +30,6 @@ use crate::{
 const STEP_BYTES: usize = 256 << 10;
 /// No record takes less: so many keys, at most, are in a number of bytes.
 const LEAST_RECORD_BYTES: u64 = 8;
-/// Producers whose newest batch is known. The empty batches of others stay, each for itself.
-const MAX_PRODUCERS: usize = 4096;
 /// A batch cannot span more offsets.
 const MAX_SPAN: i64 = 1 << 31;
 
@@ -58,8 +58,10 @@ pub(super) struct Pass {
     map: KeyMap,
     /// Keys of all records below are in the map, or were looked at by an earlier pass.
     mapped: i64,
-    /// The newest batch of each producer in what was mapped.
-    producers: HashMap<i64, i64>,
+    /// The producers that the partition knows, each with its newest batch in what was mapped.
+    producers: HashMap<i64, Option<i64>>,
+    /// Aborted transactions by their producers.
+    aborted: HashMap<i64, Vec<Aborted>>,
     /// All sources of the pass, while it maps.
     rewrite: Option<Rewrite>,
     sources: Vec<Arc<Segment>>,
@@ -83,10 +85,16 @@ struct Rewrite {
     tombstones_until: Option<i64>,
 }
 
-/// Whether the records of a batch are left as they are: compressed ones are not read, and those of a transaction count only
-/// if it was committed.
-fn is_unknown(header: &BatchHeader) -> bool {
-    header.is_compressed() || header.in_transaction()
+/// What becomes of a batch, by its header.
+enum Fate {
+    /// Each record is looked at.
+    Read,
+    /// It stays as it is, and nobody knows its keys.
+    Unknown,
+    /// It is a marker that must stay: readers pass over the records of an aborted transaction as far as that.
+    Marker,
+    /// It does not count: records of an aborted transaction, the marker of a committed one.
+    Void,
 }
 
 impl Pass {
@@ -97,6 +105,14 @@ impl Pass {
         let told = Compaction { map_bytes: map.size_bytes(), ..Compaction::default() };
         let first = segments.partition_point(|segment| segment.base_offset() <= start).saturating_sub(1);
         let unseen: VecDeque<_> = segments[first..].iter().cloned().collect();
+        let (producers, aborted) = {
+            let state = partition.state();
+            let mut aborted = HashMap::<_, Vec<_>>::new();
+            for one in state.producers.aborted(segments[0].base_offset(), end) {
+                aborted.entry(one.producer_id).or_default().push(one);
+            }
+            (state.producers.list().into_iter().map(|producer| (producer.producer_id, None)).collect(), aborted)
+        };
         let place = (unseen.front().map_or(end, |segment| segment.base_offset()), 0);
         Self {
             segment_bytes: settings.segment_bytes.unwrap_or(config.segment_bytes),
@@ -111,7 +127,8 @@ impl Pass {
             generation,
             map,
             mapped: start,
-            producers: HashMap::new(),
+            producers,
+            aborted,
             rewrite: None,
             sources: segments,
             replaced_bytes: 0,
@@ -217,12 +234,10 @@ impl Pass {
         if lag > 0 && age < lag {
             return Some(Some(Duration::from_millis((lag - age) as u64)));
         }
-        if let Some(producer) = producer_of(batch)
-            && (self.producers.len() < MAX_PRODUCERS || self.producers.contains_key(&producer))
-        {
-            self.producers.insert(producer, header.base_offset);
+        if let Some(newest) = self.producers.get_mut(&header.producer_id).filter(|_| !header.is_control()) {
+            *newest = Some(header.base_offset);
         }
-        let records = (!is_unknown(header) && !header.has_markers()).then(|| batch.records());
+        let records = matches!(self.fate(batch), Fate::Read).then(|| batch.records());
         // Behind a malformed record nothing is known: such a batch is kept as a whole.
         for record in records.into_iter().flatten().map_while(Result::ok) {
             if record.offset >= self.end {
@@ -312,15 +327,37 @@ impl Pass {
         written
     }
 
+    /// What becomes of a batch below the last stable offset, where all transactions are decided.
+    fn fate(&self, batch: &Batch) -> Fate {
+        let header = batch.header();
+        if header.is_control() {
+            return if Marker::of(batch) == Some(Marker::Commit) { Fate::Void } else { Fate::Marker };
+        }
+        let aborted = self.aborted.get(&header.producer_id).filter(|_| header.is_transactional());
+        if aborted.is_some_and(|all| all.iter().any(|aborted| aborted.holds(header))) {
+            return Fate::Void;
+        }
+        if header.is_compressed() { Fate::Unknown } else { Fate::Read }
+    }
+
     /// Decides over a batch, and adds what is left of it.
     fn keep(&mut self, batch: &Batch, to: &mut Rewrite, out: &mut Vec<Bytes>) {
         let header = batch.header();
-        let looked_at = match is_unknown(header) || header.has_markers() {
-            true => None,
-            false => self.look(batch, to.unknown),
+        let fate = if header.next_offset() <= self.mapped || !header.is_transactional() {
+            self.fate(batch)
+        } else {
+            Fate::Unknown // Beyond what was looked at: it may not be decided yet.
         };
-        let Some(done) = looked_at else {
-            to.unknown |= !header.has_markers();
+        let done = match fate {
+            Fate::Unknown | Fate::Marker => None,
+            Fate::Void => {
+                let removed = u64::from(header.record_count);
+                Some(Rewritten { left: Left::Nothing, removed, horizon: None })
+            }
+            Fate::Read => self.look(batch, to.unknown),
+        };
+        let Some(done) = done else {
+            to.unknown |= !matches!(fate, Fate::Marker);
             out.extend(to.gap.take().map(|(base, end)| gap(base, end)));
             out.push(batch.bytes().clone());
             return;
@@ -354,7 +391,7 @@ impl Pass {
     }
 
     /// What is left of a batch; `None` where it cannot be read and is kept as it is.
-    fn look(&self, batch: &Batch, unknown_before: bool) -> Option<crate::batch::rewrite::Rewritten> {
+    fn look(&self, batch: &Batch, unknown_before: bool) -> Option<Rewritten> {
         let header = batch.header();
         let may_go = !unknown_before && header.delete_horizon().is_some_and(|horizon| horizon <= self.now);
         let horizon = self.now.saturating_add(millis(self.config.tombstone_delay));
@@ -367,9 +404,10 @@ impl Pass {
         rewrite(batch, horizon, keep).ok()
     }
 
-    /// Whether an idempotent producer's last sequence may stand in this batch alone.
+    /// Whether it is the newest batch of a producer that may still go on: its last sequence stays with the offsets.
     fn is_last_of_its_producer(&self, batch: &Batch) -> bool {
-        let Some(producer) = producer_of(batch) else { return false };
-        self.producers.get(&producer).is_none_or(|newest| *newest <= batch.header().base_offset)
+        let header = batch.header();
+        let newest = self.producers.get(&header.producer_id).filter(|_| !header.is_control());
+        newest.is_some_and(|newest| newest.is_none_or(|newest| newest <= header.base_offset))
     }
 }
