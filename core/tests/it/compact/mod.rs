@@ -7,3 +7,4 @@ mod keyed;
 mod model;
 mod speed;
 mod tables;
+mod transactions;
