@@ -28,6 +28,7 @@ mod config;
 mod frame;
 mod housekeeping;
 mod index;
+pub mod inspect;
 mod key_map;
 mod manifest;
 mod partition;
@@ -80,7 +81,7 @@ use self::{
     transactions::Coordinator,
 };
 use crate::{
-    Error, Reason, Result,
+    Error, ErrorKind, Reason, Result,
     batch::Batch,
     clock::Clock,
     storage::Storage,
@@ -309,8 +310,12 @@ impl Engine {
     /// new one.
     ///
     /// # Errors
-    /// `Conflict` where somebody was faster.
+    /// `Conflict` where somebody was faster; `Denied` for a table that has calls of its own.
     pub async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64> {
+        if table == Table::Producers {
+            let text = format!("{} is written by the calls of producers", table.topic());
+            return Err(Error::new(ErrorKind::Denied, text));
+        }
         let name = key.to_owned();
         let size = value.as_ref().map_or(0, String::len);
         let compute = move |catalog: &Catalog| {
@@ -626,10 +631,9 @@ fn topic_bytes(partitions: u32) -> usize {
 
 fn deny_internal(name: &str) -> Result<()> {
     match name.starts_with(topic::INTERNAL_PREFIX) {
-        true => Err(Error::new(
-            crate::ErrorKind::Denied,
-            format!("topics named {}* are the log's own", topic::INTERNAL_PREFIX),
-        )),
+        true => {
+            Err(Error::new(ErrorKind::Denied, format!("topics named {}* are the log's own", topic::INTERNAL_PREFIX)))
+        }
         false => Ok(()),
     }
 }

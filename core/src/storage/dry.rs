@@ -276,7 +276,7 @@ mod tests {
                     wanted.resize(wanted.len().max(end), 0);
                     wanted[at..end].copy_from_slice(&data);
                 }
-                let mut found = vec![1; wanted.len() + 10];
+                let mut found = vec![1; wanted.len() + 100];
                 let read = file.read_at(&mut found, 0).unwrap();
                 assert!(found[..read] == wanted[..], "{} bytes", wanted.len());
                 let from = rng.random_range(0..=wanted.len());

@@ -7,9 +7,11 @@ mod crash;
 mod damage;
 mod harness;
 mod housekeeping;
+mod inspect;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod model;
+mod producers;
 mod real;
 #[cfg(feature = "kafka")]
 #[expect(clippy::unwrap_used, reason = "test code, as in the crate it belongs to")]
@@ -18,3 +20,4 @@ mod servers;
 mod sim;
 mod sync;
 mod topics;
+mod transactions;
