@@ -26,8 +26,8 @@ const SYNC_COST: u64 = 512 << 10;
 /// With less room than this, a checkpoint is not spread out.
 const LEAST_ROOM: u64 = 16 << 10;
 
-/// Steps of a checkpoint that was asked for, before the segment writer looks at what else there is.
-const REQUEST_STEPS: usize = 64;
+/// Segments that are ended at housekeeping's wish before the segment writer looks at what else there is.
+const ROLLS_AT_ONCE: usize = 16;
 
 enum Step {
     Write(PartitionId),
@@ -148,10 +148,9 @@ impl SegmentWriter {
         let published = *self.shared.published();
         let lsn = published.oldest_staged_lsn.map_or(published.lsn, |staged| staged.min(published.lsn));
         let before = self.superblock.current().checkpoint_lsn;
-        if lsn <= before && !lock(&self.shared.writer).checkpoint_wanted {
+        if lsn <= before {
             return;
         }
-        let lsn = lsn.max(before);
         let mut ids: Vec<_> = lock(&self.shared.writer).dirty.iter().copied().collect();
         ids.extend(self.unsynced.keys());
         let cost = |id: PartitionId| {
@@ -212,6 +211,7 @@ impl SegmentWriter {
         while self.checkpoint.is_some() {
             self.checkpoint_step()?;
         }
+        self.serve_requests()?;
         self.tell_progress();
         Ok(())
     }
@@ -248,6 +248,10 @@ impl SegmentWriter {
     /// Names, manifest, superblock, in this order: each is durable before the next tells of it.
     fn end_checkpoint(&mut self) -> Result<()> {
         let Some(&Checkpoint { lsn, durable_lsn, .. }) = self.checkpoint.as_ref() else { return Ok(()) };
+        self.write_manifest(lsn, durable_lsn)
+    }
+
+    fn write_manifest(&mut self, lsn: u64, durable_lsn: u64) -> Result<()> {
         let storage = Arc::clone(&self.shared.storage);
         while self.sync_folder()? {}
         let old = self.superblock.current();
@@ -278,16 +282,29 @@ impl SegmentWriter {
         }
     }
 
-    /// Begins a checkpoint that was asked for, or takes it further for a little while.
-    pub(super) fn serve_request(&mut self) -> Result<()> {
-        if !lock(&self.shared.writer).checkpoint_wanted {
-            return Ok(());
-        }
-        for _ in 0..REQUEST_STEPS {
-            self.checkpoint_step()?;
-            if self.checkpoint.is_none() {
-                break;
+    /// Does what housekeeping asked for: ends segments, writes a manifest without what files wait for.
+    pub(super) fn serve_requests(&mut self) -> Result<()> {
+        let rolls = {
+            let mut writer = lock(&self.shared.writer);
+            let mut rolls = std::mem::take(&mut writer.rolls);
+            if let Some(next) = rolls.iter().nth(ROLLS_AT_ONCE).copied() {
+                writer.rolls = rolls.split_off(&next);
             }
+            rolls
+        };
+        for id in &rolls {
+            if let Ok(partition) = self.shared.partition(*id) {
+                self.roll(&partition)?;
+            }
+        }
+        if !rolls.is_empty() {
+            self.shared.bell.ring();
+        }
+        if lock(&self.shared.writer).checkpoint_wanted {
+            // No record need be synced for it: replay goes on to begin where it does.
+            let lsn = self.superblock.current().checkpoint_lsn;
+            let durable_lsn = self.shared.published().lsn;
+            self.write_manifest(lsn, durable_lsn)?;
         }
         Ok(())
     }

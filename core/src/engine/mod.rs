@@ -11,6 +11,9 @@
 //! | `recovery` | what a crash left, made whole |
 //! | `housekeeping` | what is done every so often, apart from all of these |
 //! | `catalog` | topics, positions, writers and schemas: the log's own topics in memory |
+//! | `leftovers` | what a crash left in the folders |
+//! | `retention` | which segments go, which ones end |
+//! | `times` | reads by time |
 //! | `threads` | the three threads that drive it all |
 //!
 //! This level speaks batches. What speaks records, and may one day be another machine's log, is [`crate::log::Log`].
@@ -22,15 +25,18 @@ mod config;
 mod frame;
 mod housekeeping;
 mod index;
+mod leftovers;
 mod manifest;
 mod partition;
 mod queue;
 mod recovery;
+mod retention;
 mod segment;
 mod shared;
 mod slots;
 mod superblock;
 mod threads;
+mod times;
 mod write_behind;
 
 use std::{
@@ -661,6 +667,7 @@ fn load_manifest(shared: &Shared, manifest: Manifest) {
     for info in manifest.catalog.topics() {
         shared.add_partitions(&info);
     }
+    let starts = manifest.catalog.log_starts();
     *shared.catalog.write().unwrap_or_else(PoisonError::into_inner) = manifest.catalog;
     for entry in manifest.partitions {
         let Ok(partition) = shared.partition(entry.id) else { continue };
@@ -670,7 +677,14 @@ fn load_manifest(shared: &Shared, manifest: Manifest) {
         state.synced_offset = entry.written_offset;
         let holes = entry.damage.iter().filter_map(|d| d.to).max().unwrap_or(0);
         state.durable_offset = entry.written_offset.max(holes);
-        state.segments = entry.segments.into_iter().map(|s| Arc::new(Segment::listed(&partition.folder, s))).collect();
+        let listed = |entry| Arc::new(Segment::listed(&partition.folder, entry, shared.clock.now().0));
+        state.segments = entry.segments.into_iter().map(listed).collect();
         state.damage = entry.damage;
+    }
+    // The catalog may be newer than the partitions.
+    for (id, start) in starts {
+        if let Ok(partition) = shared.partition(id) {
+            partition.move_log_start(start);
+        }
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct WriterState {
     pub(super) urgent: bool,
     /// Files wait for a manifest that no longer lists them.
     pub(super) checkpoint_wanted: bool,
+    /// Partitions whose last segment is to be ended, whatever its size.
+    pub(super) rolls: BTreeSet<PartitionId>,
     pub(super) closing: bool,
 }
 
@@ -54,7 +56,6 @@ pub(super) struct WriterState {
 pub(super) enum Doomed {
     /// With all that is in it.
     Folder(PathBuf),
-    #[expect(dead_code, reason = "segments go with retention")]
     File(PathBuf),
 }
 
@@ -167,9 +168,20 @@ impl Shared {
             match change {
                 TopicChange::Created(info) | TopicChange::Changed(info) => self.add_partitions(&info),
                 TopicChange::Deleted(info) => self.remove_partitions(&info),
+                TopicChange::LogStart(id, to) => {
+                    if let Ok(partition) = self.partition(id) {
+                        partition.move_log_start(to);
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    /// Asks the segment writer to write what there is of a partition and to end its last segment.
+    pub(super) fn want_roll(&self, id: PartitionId) {
+        lock(&self.writer).rolls.insert(id);
+        self.writer_work.notify_one();
     }
 
     pub(super) fn add_internal_partitions(&self) {
@@ -222,7 +234,7 @@ impl Shared {
         lock(&self.doomed).extend(what);
     }
 
-    /// Asks the segment writer for a checkpoint soon, though the commit log may have room for long.
+    /// Asks the segment writer for a manifest soon, though the commit log may have room for long.
     pub(super) fn want_checkpoint(&self) {
         lock(&self.writer).checkpoint_wanted = true;
         self.writer_work.notify_one();

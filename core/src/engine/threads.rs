@@ -32,7 +32,8 @@ pub struct Stepper {
 impl Stepper {
     pub(super) fn new(committer: Committer, writer: SegmentWriter) -> Self {
         let shared = Arc::clone(&committer.shared);
-        Self { housekeeper: Housekeeper::new(Arc::clone(&shared)), shared, committer, writer }
+        let housekeeper = Housekeeper::new(Arc::clone(&shared), writer.superblock.current().manifest);
+        Self { shared, committer, writer, housekeeper }
     }
 
     /// Commits one group of what is queued.
@@ -57,7 +58,8 @@ impl Stepper {
     /// The log has failed for good.
     pub fn write_behind(&mut self, all: bool) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        failing(&shared, writer_pass(&mut self.writer, all))
+        let passed = writer_pass(&mut self.writer, all).and_then(|()| self.writer.serve_requests());
+        failing(&shared, passed)
     }
 
     /// Begins a checkpoint, or takes an open one a step further.
@@ -208,7 +210,7 @@ fn run_writer(writer: &mut SegmentWriter) -> Result<()> {
         if all {
             whole = Instant::now();
         }
-        writer.serve_request()?;
+        writer.serve_requests()?;
     }
 }
 
@@ -220,10 +222,10 @@ fn await_work(writer: &mut SegmentWriter, shared: &Shared, whole: &mut Instant) 
         *whole = Instant::now();
     }
     while state.dirty.is_empty() && !state.urgent && !state.closing {
-        if state.checkpoint_wanted {
+        if state.checkpoint_wanted || !state.rolls.is_empty() {
             drop(state);
             shared.check_alive()?;
-            writer.serve_request()?;
+            writer.serve_requests()?;
             return Ok(None);
         }
         if writer.checkpoint.is_none() {

@@ -102,7 +102,7 @@ impl SegmentWriter {
             }
             let segment = self.segment_for(partition, bytes as u64)?;
             segment
-                .append(&*self.shared.storage, &batches, &mut self.buffer)
+                .append(&*self.shared.storage, &batches, self.shared.clock.now().0, &mut self.buffer)
                 .map_err(|e| e.context(format!("write {}", partition.name)))?;
             self.note_unsynced(partition, segment);
             let mut state = partition.state_mut();
@@ -118,6 +118,16 @@ impl SegmentWriter {
             self.tell_progress();
         }
         self.mark_clean(partition);
+        Ok(())
+    }
+
+    /// Writes what there is of a partition and ends its last segment.
+    pub(super) fn roll(&mut self, partition: &Arc<Partition>) -> Result<()> {
+        self.write_partition(partition, true)?;
+        let last = partition.state().segments.last().cloned();
+        if let Some(last) = last.filter(|last| last.length() > 0) {
+            last.seal(&*self.shared.storage);
+        }
         Ok(())
     }
 
@@ -152,11 +162,11 @@ impl SegmentWriter {
         let storage = &*self.shared.storage;
         match last.as_ref().map(|last| (last, last.check(storage))) {
             // Lost records lie between: within a segment there are no gaps.
-            Some((last, Ok(()))) if next != written => last.seal(storage)?,
+            Some((last, Ok(()))) if next != written || last.ended() => last.seal(storage),
             Some((last, Ok(()))) if last.length() == 0 || last.length() + bytes <= segment_bytes => {
                 return Ok(Arc::clone(last));
             }
-            Some((last, Ok(()))) => last.seal(storage)?,
+            Some((last, Ok(()))) => last.seal(storage),
             // Lost on the disk: that costs this partition its records, not the others their log.
             Some((last, Err(error))) if error.kind() == ErrorKind::Corrupt => {
                 tracing::error!(partition = partition.name, error = %error, "segment is damaged");
@@ -173,7 +183,7 @@ impl SegmentWriter {
             }
         }
         self.new_folders.insert(partition.folder.clone());
-        let segment = Arc::new(Segment::create(storage, &partition.folder, next)?);
+        let segment = Arc::new(Segment::create(storage, &partition.folder, next, self.shared.clock.now().0)?);
         partition.state_mut().segments.push(Arc::clone(&segment));
         Ok(segment)
     }
