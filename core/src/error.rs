@@ -71,6 +71,7 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     context: Vec<String>,
+    disk_full: bool,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -86,7 +87,15 @@ macro_rules! constructors {
 impl Error {
     /// An error of `kind`. The message is lower case, without a full stop.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { inner: Box::new(Inner { kind, message: message.into(), context: Vec::new(), source: None }) }
+        Self {
+            inner: Box::new(Inner {
+                kind,
+                message: message.into(),
+                context: Vec::new(),
+                disk_full: false,
+                source: None,
+            }),
+        }
     }
 
     constructors! {
@@ -125,6 +134,11 @@ impl Error {
     /// What the caller must do.
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind
+    }
+
+    /// Whether a write failed because there is no room on the disk.
+    pub fn is_disk_full(&self) -> bool {
+        self.inner.disk_full
     }
 
     /// The message without context and cause.
@@ -172,6 +186,10 @@ impl From<std::io::Error> for Error {
             Io::PermissionDenied => ErrorKind::Denied,
             _ => ErrorKind::Unavailable,
         };
-        Self::new(kind, error.to_string())
+        let disk_full = matches!(error.kind(), Io::StorageFull | Io::QuotaExceeded);
+        let text = if disk_full { format!("disk full: {error}") } else { error.to_string() };
+        let mut error = Self::new(kind, text);
+        error.inner.disk_full = disk_full;
+        error
     }
 }

@@ -9,10 +9,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::{Arc, atomic::Ordering},
 };
 
 use super::{
+    full_disk::Hindered,
     manifest::{self, Manifest},
     shared::{Doomed, lock, unwritten_of},
     superblock::Superblock,
@@ -35,6 +37,11 @@ enum Step {
     /// One of the folders with new names, which the segment writer lists.
     Folder,
     End,
+}
+
+/// The error of a sync: whatever it was, nobody knows what the disk holds, and nothing is tried again.
+fn unknown(error: Error) -> Error {
+    Error::new(error.kind(), error.to_string())
 }
 
 /// A checkpoint on its way.
@@ -227,7 +234,8 @@ impl SegmentWriter {
             return Ok(());
         }
         for segment in segments {
-            segment.sync(&*self.shared.storage).map_err(|e| e.context(format!("sync {}", partition.name)))?;
+            let synced = segment.sync(&*self.shared.storage);
+            synced.map_err(|e| unknown(e).context(format!("sync {}", partition.name)))?;
         }
         partition.state_mut().synced_offset = written;
         Ok(())
@@ -239,7 +247,7 @@ impl SegmentWriter {
         match self.shared.storage.sync_dir(&folder) {
             // A folder may be gone with its topic.
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::from(error).context(format!("sync folder {}", folder.display())))
+                Err(unknown(error.into()).context(format!("sync folder {}", folder.display())))
             }
             _ => Ok(true),
         }
@@ -252,23 +260,45 @@ impl SegmentWriter {
     }
 
     fn write_manifest(&mut self, lsn: u64, durable_lsn: u64) -> Result<()> {
-        let storage = Arc::clone(&self.shared.storage);
         while self.sync_folder()? {}
         let old = self.superblock.current();
         let number = old.manifest + 1;
         lock(&self.shared.writer).checkpoint_wanted = false;
         // What is named from now on may still be listed by this manifest.
         let doomed = std::mem::take(&mut *lock(&self.shared.doomed));
-        Manifest::of(&self.shared).write(&*storage, &manifest::path(&self.shared.data_dir, number))?;
+        let content = Manifest::of(&self.shared).encode()?;
+        self.manifest_bytes = content.len();
+        if let Err(error) = self.place_manifest(&manifest::path(&self.shared.data_dir, number), &content, &doomed) {
+            if error.is_disk_full() {
+                self.note_full(Hindered::Manifest, Some(&error));
+            }
+            lock(&self.shared.writer).checkpoint_wanted = !doomed.is_empty();
+            self.shared.doom(doomed);
+            return Err(error.context("write the manifest"));
+        }
+        self.note_full(Hindered::Manifest, None);
         // Twice: what the other copy needs is about to go, and either copy alone must do.
         for _ in 0..2 {
             let current = self.superblock.current();
-            self.superblock.write(Superblock { checkpoint_lsn: lsn, durable_lsn, manifest: number, ..current })?;
+            let next = Superblock { checkpoint_lsn: lsn, durable_lsn, manifest: number, ..current };
+            self.superblock.write(next).map_err(unknown)?;
         }
         self.shared.checkpoint_lsn.store(lsn, Ordering::Release);
         lock(&self.shared.slots).release(lsn);
         self.remove_leftovers(old.manifest, doomed);
         Ok(())
+    }
+
+    /// Writes the manifest; over the reserve where the disk is full and it frees something.
+    fn place_manifest(&mut self, path: &Path, content: &[u8], doomed: &[Doomed]) -> Result<()> {
+        let storage = Arc::clone(&self.shared.storage);
+        let Err(error) = storage.write_atomically(path, content).map_err(Error::from) else { return Ok(()) };
+        let _ = storage.remove(&path.with_extension("tmp"));
+        if !error.is_disk_full() || doomed.is_empty() {
+            return Err(error);
+        }
+        tracing::warn!("the manifest takes the reserve: the disk is full");
+        Ok(self.write_over_reserve(path, content)?)
     }
 
     /// What an earlier checkpoint needed and this one does not. Failing to remove it harms nothing.

@@ -9,6 +9,7 @@
 //! | `write_behind`, `checkpoint` | records into segments, and these made durable, a little at a time |
 //! | `manifest`, `superblock` | what a checkpoint leaves |
 //! | `recovery` | what a crash left, made whole |
+//! | `full_disk` | how a full disk is weathered |
 //! | `housekeeping` | what is done every so often, apart from all of these |
 //! | `catalog` | topics, positions, writers and schemas: the log's own topics in memory |
 //! | `leftovers` | what a crash left in the folders |
@@ -23,6 +24,7 @@ mod checkpoint;
 mod commit;
 mod config;
 mod frame;
+mod full_disk;
 mod housekeeping;
 mod index;
 mod leftovers;
@@ -514,6 +516,12 @@ impl Engine {
         self.shared.bell.failures()
     }
 
+    /// Whether the disk was full when the log last wrote what it has in memory, or its metadata. Records are refused as
+    /// `Unavailable` once little room is left elsewhere; the log goes on by itself when there is room.
+    pub fn is_disk_full(&self) -> bool {
+        self.shared.disk_full.load(std::sync::atomic::Ordering::Acquire) != 0
+    }
+
     /// Waits until the log stops because of a failure, and returns it.
     pub async fn failure(&self) -> Error {
         loop {
@@ -654,6 +662,7 @@ fn new_shared(
         rooms: AtomicU64::new(0),
         doomed: Mutex::default(),
         removable: Mutex::default(),
+        disk_full: Default::default(),
         bell: Bell::default(),
         failure: OnceLock::new(),
         failed: tokio::sync::Notify::new(),

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -109,6 +109,8 @@ pub(super) struct Shared {
     pub(super) doomed: Mutex<Vec<Doomed>>,
     /// What no durable manifest lists: housekeeping removes it.
     pub(super) removable: Mutex<Vec<Doomed>>,
+    /// What a full disk hinders: bits of `full_disk::Hindered`.
+    pub(super) disk_full: AtomicU32,
     /// Wakes the housekeeper, and keeps what it has to tell.
     pub(super) bell: Bell,
     pub(super) failure: OnceLock<String>,
