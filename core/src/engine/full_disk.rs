@@ -15,7 +15,7 @@ use super::{
     write_behind::SegmentWriter,
 };
 use crate::{
-    Error, Result,
+    Error, Reason, Result,
     storage::{Open, Storage},
 };
 
@@ -53,8 +53,8 @@ impl Shared {
             if let Work::Commit { transaction, .. } = request.work {
                 ended(transaction);
             }
-            let _ =
-                request.reply.send(Err(Error::unavailable("disk full: records are taken again when there is room")));
+            let refused = Error::unavailable("disk full: records are taken again when there is room");
+            let _ = request.reply.send(Err(refused.with_reason(Reason::DiskFull)));
         }
     }
 }

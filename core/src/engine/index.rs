@@ -77,6 +77,11 @@ impl SparseIndex {
         }
     }
 
+    /// Places and times, as far as they are noted.
+    pub(super) fn entries(&self) -> &[Interval] {
+        &self.entries
+    }
+
     /// The index file: magic, CRC, the segment's length, entries.
     pub(super) fn encode(&self, segment_length: u64) -> Vec<u8> {
         let mut bytes = vec![0; FILE_HEADER_LEN];

@@ -27,6 +27,7 @@ mod frame;
 mod full_disk;
 mod housekeeping;
 mod index;
+pub mod inspect;
 mod leftovers;
 mod manifest;
 mod partition;

@@ -143,7 +143,7 @@ fn latest_in_rest(segment: &Segment, storage: &dyn Storage, mut from: i64) -> Re
 /// The latest time of a batch's records at or after `from`.
 fn latest_of_rest(batch: &Batch, from: i64) -> Result<Option<i64>> {
     let header = batch.header();
-    let whole = header.base_offset >= from || header.is_compressed() || header.attributes & LOG_APPEND_TIME != 0;
+    let whole = header.base_offset >= from || header.is_compressed() || header.has_append_time();
     if whole || latest_of(header).is_none() {
         return Ok(latest_of(header));
     }
@@ -160,11 +160,8 @@ pub(super) fn first_in(batch: &Batch, offset: i64, timestamp: i64) -> Result<Opt
     for record in batch.records() {
         match record {
             Ok(record) => {
-                // The log's own time is one for the whole batch.
-                let time =
-                    if header.attributes & LOG_APPEND_TIME != 0 { header.max_timestamp } else { record.timestamp };
-                if record.offset >= offset && time >= timestamp {
-                    return Ok(Some((record.offset, time)));
+                if record.offset >= offset && record.timestamp >= timestamp {
+                    return Ok(Some((record.offset, record.timestamp)));
                 }
             }
             Err(error) if error.kind() == ErrorKind::Unsupported => {
@@ -176,10 +173,7 @@ pub(super) fn first_in(batch: &Batch, offset: i64, timestamp: i64) -> Result<Opt
     Ok(None)
 }
 
-const LOG_APPEND_TIME: i16 = 1 << 3;
-const CONTROL: i16 = 1 << 5;
-
 /// The latest time in a batch; none where nobody can read a record of it.
 fn latest_of(header: &BatchHeader) -> Option<i64> {
-    (header.record_count > 0 && header.attributes & CONTROL == 0).then_some(header.max_timestamp)
+    (header.record_count > 0 && !header.is_control()).then_some(header.max_timestamp)
 }

@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod harness;
 mod housekeeping;
+mod inspect;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod model;

@@ -11,6 +11,7 @@ use super::{
     cluster::{BATCH_LIMIT, Cluster, REQUEST_TIME, blocking},
     describe::describe,
     error::{coded, from_kafka},
+    settings,
 };
 use crate::{
     Error, ErrorKind, Result,
@@ -47,7 +48,7 @@ pub(super) async fn find(cluster: &Arc<Cluster>, name: &str) -> Result<Option<To
 }
 
 /// Refuses names that are the log's or the cluster's own.
-fn deny_internal(name: &str) -> Result<()> {
+pub(super) fn deny_internal(name: &str) -> Result<()> {
     match name.starts_with(INTERNAL_PREFIX) || name.starts_with("__") {
         true => Err(Error::new(ErrorKind::Denied, format!("{name} is internal"))),
         false => Ok(()),
@@ -60,8 +61,9 @@ pub(super) async fn create(cluster: &Arc<Cluster>, name: &str, spec: &TopicSpec)
     if !(1..=1000).contains(&spec.partitions) {
         return Err(Error::invalid(format!("{} partitions is not in 1..1000", spec.partitions)));
     }
-    // Nothing expires, as in the embedded log.
-    if !make(cluster, name, spec.partitions, &[("retention.ms", "-1"), ("retention.bytes", "-1")]).await? {
+    let settings = settings::of_new(spec)?;
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    if !make(cluster, name, spec.partitions, &settings).await? {
         return Err(Error::conflict(format!("topic {name:?} exists")));
     }
     seen(cluster, name).await
@@ -88,8 +90,10 @@ async fn make(cluster: &Arc<Cluster>, name: &str, partitions: u32, settings: &[(
     let limit = BATCH_LIMIT.to_string();
     let count = i32::try_from(partitions).unwrap_or(i32::MAX);
     // Replicas as the cluster's own setting says.
-    let topic = NewTopic::new(name, count, TopicReplication::Fixed(-1)).set("max.message.bytes", &limit);
-    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+    let usual = [("max.message.bytes", limit.as_str())];
+    let usual = usual.iter().filter(|(key, _)| settings.iter().all(|(other, _)| other != key));
+    let topic = NewTopic::new(name, count, TopicReplication::Fixed(-1));
+    let topic = usual.chain(settings).fold(topic, |topic, (key, value)| topic.set(key, value));
     let options = AdminOptions::new().request_timeout(Some(REQUEST_TIME)).operation_timeout(Some(REQUEST_TIME));
     let made = cluster.admin.create_topics([&topic], &options).await;
     match made.map_err(|e| from_kafka(&e, format!("make topic {name:?}")))?.pop() {
@@ -112,6 +116,20 @@ async fn seen(cluster: &Arc<Cluster>, name: &str) -> Result<Topic> {
         }
     };
     let late = || Error::unavailable(format!("topic {name:?} was made, but its brokers do not know it yet"));
+    tokio::time::timeout(REQUEST_TIME, wait).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Waits until the brokers know that a topic has grown.
+pub(super) async fn await_partitions(cluster: &Arc<Cluster>, name: &str, count: u32) -> Result<()> {
+    let wait = async {
+        while find(cluster, name).await?.is_none_or(|topic| topic.partitions < count)
+            || cluster.partitions_of(name).await?.is_none_or(|present| present < count)
+        {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    };
+    let late = || Error::unavailable(format!("{name:?} has more partitions, but its brokers do not know them yet"));
     tokio::time::timeout(REQUEST_TIME, wait).await.unwrap_or_else(|_| Err(late()))
 }
 
