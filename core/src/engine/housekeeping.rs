@@ -16,6 +16,8 @@ use std::{
 
 use super::{
     compact::Compactor,
+    leftovers::Leftovers,
+    retention::Retention,
     shared::{Shared, lock},
     transactions::Expiry,
 };
@@ -49,8 +51,14 @@ pub(super) trait Chore: Send {
 }
 
 /// All chores, in the order of their turns.
-fn chores() -> Vec<Box<dyn Chore>> {
-    vec![Box::new(Removal), Box::new(Expiry), Box::<Compactor>::default()]
+fn chores(manifest: u64) -> Vec<Box<dyn Chore>> {
+    vec![
+        Box::new(Leftovers::new(manifest)),
+        Box::new(Retention::default()),
+        Box::new(Removal),
+        Box::new(Expiry),
+        Box::<Compactor>::default(),
+    ]
 }
 
 /// Removes what no manifest lists any more, a file or a folder a step: a large one takes the file system a while.
@@ -156,8 +164,9 @@ pub(super) struct Housekeeper {
 }
 
 impl Housekeeper {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, chores: chores(), open: VecDeque::new() }
+    /// A housekeeper of a log that was just opened; `manifest` is the one in force.
+    pub(super) fn new(shared: Arc<Shared>, manifest: u64) -> Self {
+        Self { shared, chores: chores(manifest), open: VecDeque::new() }
     }
 
     /// Does one step of the next chore, beginning a pass where none is open; tells whether the pass goes on.

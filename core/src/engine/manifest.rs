@@ -58,14 +58,15 @@ impl Manifest {
         Self { catalog: shared.catalog().clone(), partitions }
     }
 
-    pub(super) fn write(&self, storage: &dyn Storage, path: &Path) -> Result<()> {
+    /// The whole file.
+    pub(super) fn encode(&self) -> Result<Vec<u8>> {
         let body = serde_json::to_vec(self).map_err(|e| Error::internal("encode the manifest").with_source(e))?;
         let mut bytes = Vec::with_capacity(HEADER_LEN + body.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&crc32c(&body).to_le_bytes());
         bytes.extend_from_slice(&body);
-        Ok(storage.write_atomically(path, &bytes)?)
+        Ok(bytes)
     }
 
     pub(super) fn read(storage: &dyn Storage, path: &Path) -> Result<Self> {

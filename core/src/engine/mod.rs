@@ -13,8 +13,12 @@
 //! | `compact`, `key_map` | sealed segments written anew with the newest record of each key |
 //! | `manifest`, `superblock` | what a checkpoint leaves |
 //! | `recovery` | what a crash left, made whole |
+//! | `full_disk` | how a full disk is weathered |
 //! | `housekeeping` | what is done every so often, apart from all of these |
 //! | `catalog` | topics, positions, writers and schemas: the log's own topics in memory |
+//! | `leftovers` | what a crash left in the folders |
+//! | `retention` | which segments go, which ones end |
+//! | `times` | reads by time |
 //! | `threads` | the three threads that drive it all |
 //!
 //! This level speaks batches. What speaks records, and may one day be another machine's log, is [`crate::log::Log`].
@@ -26,21 +30,25 @@ mod committed;
 mod compact;
 mod config;
 mod frame;
+mod full_disk;
 mod housekeeping;
 mod index;
 pub mod inspect;
 mod key_map;
+mod leftovers;
 mod manifest;
 mod partition;
 mod producers;
 mod queue;
 mod recovery;
+mod retention;
 mod segment;
 mod shared;
 mod slots;
 mod staging;
 mod superblock;
 mod threads;
+mod times;
 mod transactions;
 mod write_behind;
 
@@ -582,6 +590,12 @@ impl Engine {
         lock(&self.shared.compaction).clone()
     }
 
+    /// Whether the disk was full when the log last wrote what it has in memory, or its metadata. Records are refused as
+    /// `Unavailable` once little room is left elsewhere; the log goes on by itself when there is room.
+    pub fn is_disk_full(&self) -> bool {
+        self.shared.disk_full.load(std::sync::atomic::Ordering::Acquire) != 0
+    }
+
     /// Waits until the log stops because of a failure, and returns it.
     pub async fn failure(&self) -> Error {
         loop {
@@ -723,11 +737,13 @@ fn new_shared(
         rooms: AtomicU64::new(0),
         doomed: Mutex::default(),
         removable: Mutex::default(),
+        disk_full: Default::default(),
         bell: Bell::default(),
         failure: OnceLock::new(),
         failed: tokio::sync::Notify::new(),
         next_transaction: AtomicU64::new(1),
         compaction: Mutex::default(),
+        leftovers_known: Default::default(),
     }
 }
 
@@ -737,6 +753,7 @@ fn load_manifest(shared: &Shared, manifest: Manifest) -> Result<()> {
     for info in manifest.catalog.topics() {
         shared.add_partitions(&info);
     }
+    let starts = manifest.catalog.log_starts();
     *shared.coordinator.write().unwrap_or_else(PoisonError::into_inner) = Coordinator::of(&manifest.catalog)?;
     *shared.catalog.write().unwrap_or_else(PoisonError::into_inner) = manifest.catalog;
     for entry in manifest.partitions {
@@ -747,12 +764,19 @@ fn load_manifest(shared: &Shared, manifest: Manifest) -> Result<()> {
         state.synced_offset = entry.written_offset;
         let holes = entry.damage.iter().filter_map(|d| d.to).max().unwrap_or(0);
         state.durable_offset = entry.written_offset.max(holes);
-        state.segments = entry.segments.into_iter().map(|s| Arc::new(Segment::listed(&partition.folder, s))).collect();
+        let listed = |entry| Arc::new(Segment::listed(&partition.folder, entry, shared.clock.now().0));
+        state.segments = entry.segments.into_iter().map(listed).collect();
         state.compacted = entry.compacted;
         state.damage = entry.damage;
         if let Some(snapshot) = entry.producers {
             state.producers = Producers::restore(snapshot);
             shared.producers.known.fetch_add(state.producers.len(), std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    // The catalog may be newer than the partitions.
+    for (id, start) in starts {
+        if let Ok(partition) = shared.partition(id) {
+            partition.move_log_start(start);
         }
     }
     Ok(())

@@ -24,7 +24,6 @@ pub(super) struct Section {
     pub(super) end: i64,
     /// Bytes of segments that no pass has seen to their end.
     pub(super) dirty_bytes: u64,
-    pub(super) generation: u32,
     /// Whether tombstones wait to go.
     pub(super) expired: bool,
 }
@@ -115,20 +114,24 @@ fn section_of(partition: &Arc<Partition>, now: i64) -> Option<Section> {
         return None;
     }
     let end = compactable_end(&state);
-    let sealed = |pair: &[Arc<Segment>]| pair[0].is_durable() && pair[1].base_offset() <= end;
-    let count = state.segments.windows(2).take_while(|pair| sealed(pair)).count();
-    let next_base = state.segments.get(count).filter(|_| count > 0)?.base_offset();
+    // The last segment may have ended, too: nothing is appended to it.
+    let is_last = |i: usize| i + 1 == state.segments.len();
+    let end_of = |i: usize| state.segments.get(i + 1).map_or(state.written_offset, |next| next.base_offset());
+    let sealed = |i: &usize| {
+        let segment = &state.segments[*i];
+        segment.is_durable() && (!is_last(*i) || segment.ended()) && end_of(*i) <= end
+    };
+    let count = (0..state.segments.len()).take_while(sealed).count();
+    let last = count.checked_sub(1)?;
     let below = state.compacted.below;
-    let (start, end) = (below.max(state.segments[0].base_offset()), end.min(next_base));
-    let is_unseen = |pair: &&[Arc<Segment>]| start < end && pair[1].base_offset() > start;
-    let unseen = state.segments[..=count].windows(2).filter(is_unseen);
+    let (start, end) = (below.max(state.segments[0].base_offset()), end.min(end_of(last)));
+    let unseen = (0..count).filter(|i| start < end && end_of(*i) > start);
     Some(Section {
         partition: Arc::clone(partition),
         segments: state.segments[..count].to_vec(),
         start,
         end,
-        dirty_bytes: unseen.map(|pair| pair[0].length()).sum(),
-        generation: state.segments.iter().map(|segment| segment.generation()).max().unwrap_or(0) + 1,
+        dirty_bytes: unseen.map(|i| state.segments[i].length()).sum(),
         expired: state.compacted.tombstones_until.is_some_and(|until| until <= now),
     })
 }

@@ -2,7 +2,7 @@
 //!
 //! A *pass* takes one partition. It notes the newest offset of each key in what is not yet compacted, as far as its map has
 //! room (`pass`), then writes the segments from the first one on anew and puts each new one in the place of those that
-//! it replaces (`swap`). Which partition is next, and how far, says `choice`. `sweep` removes what a crash left.
+//! it replaces (`swap`). Which partition is next, and how far, says `choice`.
 //!
 //! What holds:
 //! - the newest record of each key stays, and so does every record whose key is not known: without one, or compressed;
@@ -18,11 +18,10 @@
 mod choice;
 mod pass;
 mod swap;
-mod sweep;
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -37,11 +36,6 @@ use crate::{ErrorKind, Result, topic::PartitionId};
 
 /// A partition whose pass failed is left alone for so long.
 const AFTER_FAULT: Duration = Duration::from_secs(5 * 60);
-/// While there is nothing else to do, a checkpoint is asked for so often, that replaced files may go.
-const ASK_EVERY: Duration = Duration::from_secs(60);
-/// With so many bytes in files that wait to go, one is asked for at once.
-const ASK_BYTES: u64 = 64 << 20;
-
 /// A rest is not shorter: the system's timers are no finer. Nor longer: other chores wait.
 const LEAST_REST: Duration = Duration::from_millis(2);
 const MOST_REST: Duration = Duration::from_millis(20);
@@ -87,12 +81,8 @@ pub(super) struct Compactor {
     pass: Option<Pass>,
     /// Partitions to leave alone until then, by the monotonic clock.
     held: HashMap<PartitionId, Duration>,
-    /// Partitions whose leavings of a crash are gone.
-    swept: HashSet<PartitionId>,
     /// Timestamp of the first batch not yet compacted, and its offset.
     oldest: HashMap<PartitionId, (i64, i64)>,
-    /// Bytes of replaced segments since a checkpoint was last asked for, and when that was.
-    replaced: (u64, Duration),
     pace: Pace,
     /// Runs are copied together here.
     buffer: Vec<u8>,
@@ -125,9 +115,6 @@ impl Chore for Compactor {
             Ok(Step::Done) => {
                 self.note(shared, &pass);
                 lock(&shared.compaction).passes += 1;
-                if self.replaced.0 >= ASK_BYTES {
-                    self.ask_for_checkpoint(shared);
-                }
                 Ok(Progress::More)
             }
             Err(error) => {
@@ -155,8 +142,8 @@ impl Chore for Compactor {
 
 impl Compactor {
     fn begin(&mut self, shared: &Shared) -> Result<Progress> {
-        if self.sweep(shared) {
-            return Ok(Progress::More);
+        if !shared.leftovers_known.load(Ordering::Acquire) {
+            return Ok(Progress::Done);
         }
         let chosen = self.choose(shared).map_err(|(id, error)| {
             self.hold(shared, id, AFTER_FAULT);
@@ -166,16 +153,7 @@ impl Compactor {
         if self.pass.is_some() {
             return Ok(Progress::More);
         }
-        let asked = shared.clock.monotonic().saturating_sub(self.replaced.1);
-        if self.replaced.0 > 0 && asked >= ASK_EVERY {
-            self.ask_for_checkpoint(shared);
-        }
         Ok(Progress::Done)
-    }
-
-    fn ask_for_checkpoint(&mut self, shared: &Shared) {
-        self.replaced = (0, shared.clock.monotonic());
-        shared.want_checkpoint();
     }
 
     fn hold(&mut self, shared: &Shared, id: PartitionId, time: Duration) {
@@ -183,9 +161,8 @@ impl Compactor {
     }
 
     /// Counts what a pass did, whether it came to its end or not.
-    fn note(&mut self, shared: &Shared, pass: &Pass) {
+    fn note(&self, shared: &Shared, pass: &Pass) {
         let (done, replaced) = (pass.told(), pass.replaced_bytes());
-        self.replaced.0 += replaced;
         tracing::debug!(
             partition = pass.partition().name,
             read_bytes = done.read_bytes,

@@ -99,19 +99,22 @@ enum Fate {
 
 impl Pass {
     pub(super) fn new(section: Section, now: i64, seed: u128, config: &Config) -> Self {
-        let Section { partition, segments, start, end, dirty_bytes, generation, expired } = section;
+        let Section { partition, segments, start, end, dirty_bytes, expired } = section;
         let settings = partition.config();
         let map = KeyMap::new(seed, config.compaction_map_bytes, dirty_bytes / LEAST_RECORD_BYTES);
         let told = Compaction { map_bytes: map.size_bytes(), ..Compaction::default() };
         let first = segments.partition_point(|segment| segment.base_offset() <= start).saturating_sub(1);
         let unseen: VecDeque<_> = segments[first..].iter().cloned().collect();
-        let (producers, aborted) = {
-            let state = partition.state();
+        let (generation, producers, aborted) = {
+            let mut state = partition.state_mut();
+            let listed = state.segments.iter().map(|segment| segment.generation()).max();
+            state.generation = state.generation.max(listed.unwrap_or(0)) + 1;
             let mut aborted = HashMap::<_, Vec<_>>::new();
             for one in state.producers.aborted(segments[0].base_offset(), end) {
                 aborted.entry(one.producer_id).or_default().push(one);
             }
-            (state.producers.list().into_iter().map(|producer| (producer.producer_id, None)).collect(), aborted)
+            let producers = state.producers.list().into_iter().map(|producer| (producer.producer_id, None)).collect();
+            (state.generation, producers, aborted)
         };
         let place = (unseen.front().map_or(end, |segment| segment.base_offset()), 0);
         Self {
@@ -318,11 +321,11 @@ impl Pass {
             Some(output) => output,
             None => {
                 let base_offset = to.read.first().map_or(source.base_offset(), |first| first.base_offset());
-                Output::create(&*shared.storage, &self.partition.folder, base_offset, self.generation)?
+                Output::create(shared, &self.partition.folder, base_offset, self.generation)?
             }
         };
         self.told.written_bytes += batches.iter().map(|batch| batch.len() as u64).sum::<u64>();
-        let written = output.append(&*shared.storage, batches, buffer);
+        let written = output.append(shared, batches, buffer);
         to.output = Some(output);
         written
     }

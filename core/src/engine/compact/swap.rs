@@ -24,12 +24,13 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn create(storage: &dyn Storage, folder: &Path, base_offset: i64, generation: u32) -> Result<Self> {
-        Ok(Self { segment: Segment::create(storage, folder, base_offset, generation)? })
+    pub(super) fn create(shared: &Shared, folder: &Path, base_offset: i64, generation: u32) -> Result<Self> {
+        let now_ms = shared.clock.now().0;
+        Ok(Self { segment: Segment::create(&*shared.storage, folder, base_offset, generation, now_ms)? })
     }
 
-    pub(super) fn append(&self, storage: &dyn Storage, batches: &[Bytes], buffer: &mut Vec<u8>) -> Result<()> {
-        self.segment.append(storage, batches, buffer)
+    pub(super) fn append(&self, shared: &Shared, batches: &[Bytes], buffer: &mut Vec<u8>) -> Result<()> {
+        self.segment.append(&*shared.storage, batches, shared.clock.now().0, buffer)
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -48,11 +49,12 @@ impl Output {
     /// others of the disk. The sources stay, and the file is removed.
     pub(super) fn replace(self, shared: &Shared, partition: &Partition, sources: Vec<Arc<Segment>>) -> Result<()> {
         let storage = &*shared.storage;
+        self.segment.take_age_of(&sources);
         let durable = self.make_durable(storage, &partition.folder);
         let segment = Arc::new(self.segment);
         let replaced = durable.and_then(|()| swap(partition, &segment, &sources));
         match replaced {
-            Ok(()) => shared.doom(sources.iter().flat_map(|source| source.files()).map(Doomed::File)),
+            Ok(()) => shared.doom(sources.iter().flat_map(|source| source.paths()).map(Doomed::File)),
             Err(_) => remove(storage, &segment),
         }
         replaced
@@ -60,7 +62,7 @@ impl Output {
 
     fn make_durable(&self, storage: &dyn Storage, folder: &Path) -> Result<()> {
         self.segment.sync(storage)?;
-        self.segment.seal(storage)?;
+        self.segment.seal(storage);
         self.segment.forget_index();
         Ok(storage.sync_dir(folder)?)
     }
@@ -69,7 +71,7 @@ impl Output {
 /// Failing to remove it harms nothing: the next opening knows it as a leaving.
 fn remove(storage: &dyn Storage, segment: &Segment) {
     let temporary = segment.path().with_extension("tmp");
-    for path in segment.files().iter().chain([&temporary]) {
+    for path in segment.paths().iter().chain([&temporary]) {
         let _ = storage.remove(path);
     }
 }

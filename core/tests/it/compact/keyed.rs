@@ -121,6 +121,8 @@ pub fn records(engine: &Engine, id: PartitionId) -> Result<BTreeMap<i64, Keyed>>
 pub fn compact(log: &mut Stepped) {
     log.stepper.write_behind(true).expect("segments");
     log.stepper.checkpoint().expect("durable");
+    // In the first one after an opening, it waits until what a crash left is known.
+    log.stepper.housekeep();
     log.stepper.housekeep();
     log.stepper.checkpoint().expect("listed");
     log.stepper.housekeep();
