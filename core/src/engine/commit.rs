@@ -91,12 +91,18 @@ impl Committer {
         self.shared.check_alive()?;
         self.expire_transactions();
         self.release_staged();
+        let half_used = 2 * (self.next_lsn - self.slot.base_lsn) > self.slot.capacity;
+        let refuses = self.shared.refuses_records(half_used);
+        if refuses {
+            let shared = Arc::clone(&self.shared);
+            shared.refuse_records(|transaction| drop(self.transactions.remove(&transaction)));
+        }
         if self.shared.queue.is_empty() {
             return Ok(Turn::Idle);
         }
         let ring = self.shared.unwritten_bytes.load(Ordering::Relaxed);
         let held_up = self.next_lsn >= self.shared.allowed_lsn.load(Ordering::Acquire);
-        if ring >= self.shared.config.ring_bytes || held_up || !self.make_room()? {
+        if (ring >= self.shared.config.ring_bytes && !refuses) || held_up || !self.make_room()? {
             return Ok(Turn::Blocked);
         }
         let mut group = self.begin_group();

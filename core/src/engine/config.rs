@@ -22,6 +22,11 @@ pub struct Config {
     pub transaction_bytes: usize,
     /// A segment is sealed at this size.
     pub segment_bytes: u64,
+    /// Memory for what a pass of compaction knows of keys, 24 bytes for each and a third more. A partition with more keys
+    /// takes several passes.
+    pub compaction_map_bytes: usize,
+    /// What compaction may read and write together in a second.
+    pub compaction_bytes_per_second: u64,
     /// What is kept of producers, and for how long.
     pub producers: ProducerLimits,
 }
@@ -65,6 +70,8 @@ impl Default for Config {
             group_bytes: 4 << 20,
             transaction_bytes: 64 << 20,
             segment_bytes: 256 << 20,
+            compaction_map_bytes: 32 << 20,
+            compaction_bytes_per_second: 64 << 20,
             producers: ProducerLimits::default(),
         }
     }
@@ -101,6 +108,14 @@ impl Config {
         check(
             self.ring_bytes >= self.commit_file_bytes / 2,
             format!("ring_bytes {} is below half a commit file", self.ring_bytes),
+        );
+        check(
+            self.compaction_map_bytes >= 1 << 10,
+            format!("compaction_map_bytes {} is below 1 KiB", self.compaction_map_bytes),
+        );
+        check(
+            self.compaction_bytes_per_second >= 4096,
+            format!("compaction_bytes_per_second {} is below 4 KiB", self.compaction_bytes_per_second),
         );
         let ProducerLimits { per_partition, in_all, .. } = self.producers;
         check(per_partition > 0 && in_all > 0, "producers: a log that knows no producer finds no duplicate".into());

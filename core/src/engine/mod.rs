@@ -10,10 +10,15 @@
 //! | `committed` | reading what is committed |
 //! | `partition`, `segment`, `index` | one partition's records in memory and on disk |
 //! | `write_behind`, `checkpoint` | records into segments, and these made durable, a little at a time |
+//! | `compact`, `key_map` | sealed segments written anew with the newest record of each key |
 //! | `manifest`, `superblock` | what a checkpoint leaves |
 //! | `recovery` | what a crash left, made whole |
+//! | `full_disk` | how a full disk is weathered |
 //! | `housekeeping` | what is done every so often, apart from all of these |
 //! | `catalog` | topics, positions, writers and schemas: the log's own topics in memory |
+//! | `leftovers` | what a crash left in the folders |
+//! | `retention` | which segments go, which ones end |
+//! | `times` | reads by time |
 //! | `threads` | the three threads that drive it all |
 //!
 //! This level speaks batches. What speaks records, and may one day be another machine's log, is [`crate::log::Log`].
@@ -22,22 +27,28 @@ mod catalog;
 mod checkpoint;
 mod commit;
 mod committed;
+mod compact;
 mod config;
 mod frame;
+mod full_disk;
 mod housekeeping;
 mod index;
 pub mod inspect;
+mod key_map;
+mod leftovers;
 mod manifest;
 mod partition;
 mod producers;
 mod queue;
 mod recovery;
+mod retention;
 mod segment;
 mod shared;
 mod slots;
 mod staging;
 mod superblock;
 mod threads;
+mod times;
 mod transactions;
 mod write_behind;
 
@@ -54,6 +65,7 @@ use tokio::sync::Semaphore;
 pub use catalog::{Entry, Table};
 pub use commit::Turn;
 pub use committed::{Aborted, AbortedBatches, Committed};
+pub use compact::Compaction;
 pub use config::{Config, ProducerLimits};
 pub use housekeeping::ChoreFailures;
 pub use partition::Damage;
@@ -456,6 +468,29 @@ impl Engine {
                 return Err(Error::invalid("a batch of a transaction of the log's own has no producer id"));
             }
             Catalog::check(*partition, &batch)?;
+            self.check_compacted(*partition, &batch)?;
+        }
+        Ok(())
+    }
+
+    /// What compaction relies on: keys, where they can be read, and that nobody else decides when tombstones go.
+    fn check_compacted(&self, id: PartitionId, batch: &Batch) -> Result<()> {
+        if batch.header().delete_horizon().is_some() {
+            return Err(Error::invalid("attribute bit 6, the delete horizon, is the log's own"));
+        }
+        let Ok(partition) = self.shared.partition(id) else { return Ok(()) };
+        if !partition.config().cleanup.compacts() || batch.header().is_compressed() {
+            return Ok(());
+        }
+        for (number, record) in batch.records().enumerate() {
+            let record = record.map_err(|e| Error::invalid(e.message().to_owned()))?;
+            if record.key.is_none() {
+                return Err(Error::invalid(format!(
+                    "record {number} of the batch has no key, and {} is compacted by key (cleanup.policy)",
+                    partition.name
+                ))
+                .with_reason(Reason::InvalidRecord));
+            }
         }
         Ok(())
     }
@@ -548,6 +583,17 @@ impl Engine {
     /// How each chore of housekeeping has fared, by its name. A failure there harms no append: it is tried again.
     pub fn housekeeping(&self) -> BTreeMap<&'static str, ChoreFailures> {
         self.shared.bell.failures()
+    }
+
+    /// What compaction has done since the log was opened.
+    pub fn compaction(&self) -> Compaction {
+        lock(&self.shared.compaction).clone()
+    }
+
+    /// Whether the disk was full when the log last wrote what it has in memory, or its metadata. Records are refused as
+    /// `Unavailable` once little room is left elsewhere; the log goes on by itself when there is room.
+    pub fn is_disk_full(&self) -> bool {
+        self.shared.disk_full.load(std::sync::atomic::Ordering::Acquire) != 0
     }
 
     /// Waits until the log stops because of a failure, and returns it.
@@ -691,10 +737,13 @@ fn new_shared(
         rooms: AtomicU64::new(0),
         doomed: Mutex::default(),
         removable: Mutex::default(),
+        disk_full: Default::default(),
         bell: Bell::default(),
         failure: OnceLock::new(),
         failed: tokio::sync::Notify::new(),
         next_transaction: AtomicU64::new(1),
+        compaction: Mutex::default(),
+        leftovers_known: Default::default(),
     }
 }
 
@@ -704,6 +753,7 @@ fn load_manifest(shared: &Shared, manifest: Manifest) -> Result<()> {
     for info in manifest.catalog.topics() {
         shared.add_partitions(&info);
     }
+    let starts = manifest.catalog.log_starts();
     *shared.coordinator.write().unwrap_or_else(PoisonError::into_inner) = Coordinator::of(&manifest.catalog)?;
     *shared.catalog.write().unwrap_or_else(PoisonError::into_inner) = manifest.catalog;
     for entry in manifest.partitions {
@@ -714,11 +764,19 @@ fn load_manifest(shared: &Shared, manifest: Manifest) -> Result<()> {
         state.synced_offset = entry.written_offset;
         let holes = entry.damage.iter().filter_map(|d| d.to).max().unwrap_or(0);
         state.durable_offset = entry.written_offset.max(holes);
-        state.segments = entry.segments.into_iter().map(|s| Arc::new(Segment::listed(&partition.folder, s))).collect();
+        let listed = |entry| Arc::new(Segment::listed(&partition.folder, entry, shared.clock.now().0));
+        state.segments = entry.segments.into_iter().map(listed).collect();
+        state.compacted = entry.compacted;
         state.damage = entry.damage;
         if let Some(snapshot) = entry.producers {
             state.producers = Producers::restore(snapshot);
             shared.producers.known.fetch_add(state.producers.len(), std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    // The catalog may be newer than the partitions.
+    for (id, start) in starts {
+        if let Ok(partition) = shared.partition(id) {
+            partition.move_log_start(start);
         }
     }
     Ok(())

@@ -122,6 +122,14 @@ impl Queue {
         if fits(&state.requests.front()?.work) { state.requests.pop_front() } else { None }
     }
 
+    /// Takes all requests that `wanted` says, and leaves the others in their order.
+    pub(super) fn take_where(&self, wanted: impl Fn(&Work) -> bool) -> Vec<Request> {
+        let mut state = lock(&self.state);
+        let (taken, left) = state.requests.drain(..).partition::<Vec<_>, _>(|request| wanted(&request.work));
+        state.requests = left.into();
+        taken
+    }
+
     /// Puts a request back to the front.
     pub(super) fn unpop(&self, request: Request) {
         lock(&self.state).requests.push_front(request);

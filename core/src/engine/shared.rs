@@ -5,13 +5,14 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use super::{
     catalog::{Catalog, Table, TopicChange},
+    compact::Compaction,
     config::Config,
     housekeeping::Bell,
     partition::Partition,
@@ -31,6 +32,10 @@ use crate::{
 /// A committer that waits for room looks for itself so often, whatever it is told.
 const ROOM_PATIENCE: Duration = Duration::from_millis(20);
 
+/// A segment of the log's own topics is sealed at this size: their records are soon superseded, and only what is sealed is
+/// compacted.
+const INTERNAL_SEGMENT_BYTES: u64 = 1 << 20;
+
 /// The consistent state of all partitions together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Published {
@@ -48,6 +53,8 @@ pub(super) struct WriterState {
     pub(super) urgent: bool,
     /// Files wait for a manifest that no longer lists them.
     pub(super) checkpoint_wanted: bool,
+    /// Partitions whose last segment is to be ended, whatever its size.
+    pub(super) rolls: BTreeSet<PartitionId>,
     pub(super) closing: bool,
 }
 
@@ -56,7 +63,6 @@ pub(super) struct WriterState {
 pub(super) enum Doomed {
     /// With all that is in it.
     Folder(PathBuf),
-    #[expect(dead_code, reason = "segments go with retention")]
     File(PathBuf),
 }
 
@@ -114,11 +120,16 @@ pub(super) struct Shared {
     pub(super) doomed: Mutex<Vec<Doomed>>,
     /// What no durable manifest lists: housekeeping removes it.
     pub(super) removable: Mutex<Vec<Doomed>>,
+    /// What a full disk hinders: bits of `full_disk::Hindered`.
+    pub(super) disk_full: AtomicU32,
     /// Wakes the housekeeper, and keeps what it has to tell.
     pub(super) bell: Bell,
     pub(super) failure: OnceLock<String>,
     pub(super) failed: tokio::sync::Notify,
     pub(super) next_transaction: AtomicU64,
+    pub(super) compaction: Mutex<Compaction>,
+    /// Whether all files that a crash left are known, and named.
+    pub(super) leftovers_known: AtomicBool,
 }
 
 /// A lock whose holder panicked protects plain data that each critical section leaves whole.
@@ -191,13 +202,25 @@ impl Shared {
             match change {
                 TopicChange::Created(info) | TopicChange::Changed(info) => self.add_partitions(&info),
                 TopicChange::Deleted(info) => self.remove_partitions(&info),
+                TopicChange::LogStart(id, to) => {
+                    if let Ok(partition) = self.partition(id) {
+                        partition.move_log_start(to);
+                    }
+                }
             }
         }
         Ok(())
     }
 
+    /// Asks the segment writer to write what there is of a partition and to end its last segment.
+    pub(super) fn want_roll(&self, id: PartitionId) {
+        lock(&self.writer).rolls.insert(id);
+        self.writer_work.notify_one();
+    }
+
     pub(super) fn add_internal_partitions(&self) {
-        let config = Arc::new(TopicConfig::compacted());
+        let segment_bytes = Some(self.config.segment_bytes.min(INTERNAL_SEGMENT_BYTES));
+        let config = Arc::new(TopicConfig { segment_bytes, ..TopicConfig::compacted() });
         for table in Table::ALL {
             self.add_partition(&table.topic(), 0, table.partition(), &config);
         }
@@ -247,7 +270,7 @@ impl Shared {
         lock(&self.doomed).extend(what);
     }
 
-    /// Asks the segment writer for a checkpoint soon, though the commit log may have room for long.
+    /// Asks the segment writer for a manifest soon, though the commit log may have room for long.
     pub(super) fn want_checkpoint(&self) {
         lock(&self.writer).checkpoint_wanted = true;
         self.writer_work.notify_one();

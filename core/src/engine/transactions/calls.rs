@@ -101,7 +101,9 @@ impl Engine {
             return Err(error.with_reason(Reason::BatchTooLarge));
         }
         self.check_size(id, bytes.len())?;
-        Ok(Work::Append { batches: vec![(id, batch::check_produced(&bytes)?)], fence: None })
+        let bytes = batch::check_produced(&bytes)?;
+        self.check_compacted(id, &batch::Batch::trusted(batch::BatchHeader::decode(&bytes)?, bytes.clone()))?;
+        Ok(Work::Append { batches: vec![(id, bytes)], fence: None })
     }
 
     /// Gives a producer its identity. Without a transactional id it is a new one. With one, older producers of the id are
