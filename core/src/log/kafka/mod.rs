@@ -10,8 +10,10 @@
 //! blocks in it is called there, or in the runtime's threads for blocking work.
 
 mod cluster;
-mod describe;
 mod error;
+mod fenced;
+mod native;
+mod own;
 mod producer;
 mod reader;
 mod readers;
@@ -61,8 +63,7 @@ impl Kafka {
 #[async_trait]
 impl Log for Kafka {
     async fn session(&self, caller: Caller) -> Result<Arc<dyn Session>> {
-        let readers = Readers::new(Arc::clone(&self.cluster));
-        let session = KafkaSession { cluster: Arc::clone(&self.cluster), readers };
+        let session = KafkaSession { cluster: Arc::clone(&self.cluster), readers: Readers::default() };
         Ok(gate::guarded(Arc::new(session), Arc::clone(&self.gate), caller))
     }
 }
@@ -105,7 +106,7 @@ impl Session for KafkaSession {
     }
 
     async fn fetch(&self, from: &TopicPartition, offset: i64, options: &FetchOptions) -> Result<Chunk> {
-        self.readers.fetch(from, offset, options).await
+        self.readers.fetch(&self.cluster, from, offset, options).await
     }
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
@@ -136,7 +137,7 @@ impl Session for KafkaSession {
 fn kept(table: Table) -> Result<Table> {
     match table {
         Table::Positions | Table::Schemas => Ok(table),
-        Table::Topics | Table::Writers => {
+        Table::Topics | Table::Writers | Table::Groups | Table::Producers => {
             Err(Error::new(crate::ErrorKind::Unsupported, format!("{} is kept by the cluster itself", table.topic())))
         }
     }

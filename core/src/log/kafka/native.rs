@@ -1,18 +1,65 @@
-//! Topics with their identities. The safe binding has no call that tells a topic's id, so this asks librdkafka itself.
-#![expect(unsafe_code, reason = "the identity of a topic is reached through librdkafka's C interface only")]
+//! What the safe binding lacks, asked of librdkafka itself: topics with their identities, the cluster's identity without
+//! a leak, where one partition stands, and what a client that nobody polls has to say.
+#![expect(unsafe_code, reason = "these are reached through librdkafka's C interface only")]
 
 use std::{
     ffi::{CStr, CString, c_char},
     time::Duration,
 };
 
-use rdkafka::{bindings as c, client::Client};
+use rdkafka::{TopicPartitionList, bindings as c, client::Client};
 
 use super::{cluster::Context, error::coded};
 use crate::{Error, ErrorKind, Result, log::Topic};
 
+/// What brokers before 2.8 tell for a topic's identity.
+const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+
+/// A topic, and whether it is the cluster's own.
+pub(super) struct Described {
+    pub(super) topic: Topic,
+    pub(super) internal: bool,
+}
+
+/// The identity of the cluster, if it comes in time. Blocks.
+pub(super) fn cluster_id(client: &Client<Context>, time: Duration) -> Option<String> {
+    let millis = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the text belongs to the caller, who copies and then frees it.
+    unsafe {
+        let id = c::rd_kafka_clusterid(client.native_ptr(), millis);
+        let copy = (!id.is_null()).then(|| text(id));
+        if !id.is_null() {
+            c::rd_kafka_mem_free(client.native_ptr(), id.cast());
+        }
+        copy
+    }
+}
+
+/// Takes what a client that nobody polls has put aside: logs and errors of its connections.
+pub(super) fn take_events(client: &Client<Context>) {
+    // SAFETY: the queue is given back, and each event destroyed, once.
+    unsafe {
+        let queue = c::rd_kafka_queue_get_main(client.native_ptr());
+        loop {
+            let event = c::rd_kafka_queue_poll(queue, 0);
+            if event.is_null() {
+                break;
+            }
+            c::rd_kafka_event_destroy(event);
+        }
+        c::rd_kafka_queue_destroy(queue);
+    }
+}
+
+/// Sets each partition of the list to the offset behind what was taken of it last. Does not block, other than the
+/// binding's own call, which asks librdkafka's thread for the whole assignment first.
+pub(super) fn positions(client: &Client<Context>, list: &TopicPartitionList) {
+    // SAFETY: both outlive the call, which looks at fields under locks of its own; it cannot fail.
+    unsafe { c::rd_kafka_position(client.native_ptr(), list.ptr()) };
+}
+
 /// Describes topics by name; those that do not exist are left out. Blocks.
-pub(super) fn describe(client: &Client<Context>, names: &[String], time: Duration) -> Result<Vec<Topic>> {
+pub(super) fn describe(client: &Client<Context>, names: &[String], time: Duration) -> Result<Vec<Described>> {
     let names = names.iter().map(|name| CString::new(name.as_str())).collect::<Result<Vec<_>, _>>();
     let names = names.map_err(|_| Error::invalid("a topic name holds a zero byte"))?;
     if names.is_empty() {
@@ -47,7 +94,7 @@ pub(super) fn describe(client: &Client<Context>, names: &[String], time: Duratio
 
 /// # Safety
 /// `event` is the answer to a description of topics.
-unsafe fn take(event: *mut c::rd_kafka_event_t) -> Result<Vec<Topic>> {
+unsafe fn take(event: *mut c::rd_kafka_event_t) -> Result<Vec<Described>> {
     // SAFETY: as the caller promises; what is read lives as long as the event, and is copied.
     unsafe {
         let code = c::rd_kafka_event_error(event);
@@ -77,7 +124,12 @@ unsafe fn take(event: *mut c::rd_kafka_event_t) -> Result<Vec<Topic>> {
             c::rd_kafka_TopicDescription_partitions(described, &mut partitions);
             let uuid = c::rd_kafka_TopicDescription_topic_id(described);
             let id = text(c::rd_kafka_Uuid_base64str(uuid));
-            topics.push(Topic { name, id, partitions: partitions as u32 });
+            if id == NO_ID {
+                let why = "the Kafka cluster gives topics no identity, as brokers before 2.8";
+                return Err(Error::unsupported(format!("topic {name:?}: {why}")));
+            }
+            let internal = c::rd_kafka_TopicDescription_is_internal(described) != 0;
+            topics.push(Described { topic: Topic { name, id, partitions: partitions as u32 }, internal });
         }
         Ok(topics)
     }
