@@ -6,14 +6,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, Writer, gate,
+    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, GroupOffset, Lease, Log, Member,
+    MemberOptions, Session, Table, Topic, TopicChange, Writer, gate,
 };
 use crate::{
     Error, Result,
     batch::{Batch, BatchBuilder},
     engine::{Engine, Fence},
     record::Record,
-    topic::{PartitionId, TopicInfo, TopicPartition, TopicSpec},
+    topic::{PartitionId, TopicConfig, TopicInfo, TopicPartition, TopicSpec},
 };
 
 /// Bytes of records a transaction gathers before they are staged.
@@ -115,6 +116,25 @@ impl Session for EmbeddedSession {
         self.engine.create_topic(name, spec).await.map(shown)
     }
 
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.engine.topic(name).map(|info| info.config)
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        let settings = change.settings.clone();
+        let alter = move |config: &mut TopicConfig| {
+            settings.iter().try_for_each(|(name, value)| match value {
+                Some(value) => config.set(name, value),
+                None => config.unset(name),
+            })
+        };
+        self.engine.alter_topic(name, alter).await?;
+        if let Some(count) = change.partitions {
+            self.engine.add_partitions(name, count).await?;
+        }
+        Ok(())
+    }
+
     async fn delete_topic(&self, name: &str) -> Result<()> {
         self.engine.delete_topic(name).await
     }
@@ -177,6 +197,22 @@ impl Session for EmbeddedSession {
     async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64> {
         self.engine.put(table, key, value, expected).await
     }
+
+    async fn join(&self, _: &str, _: &[String], _: &MemberOptions) -> Result<Box<dyn Member>> {
+        Err(no_groups())
+    }
+
+    async fn lease(&self, _: &str, _: u32) -> Result<Lease> {
+        Err(no_groups())
+    }
+
+    async fn committed(&self, _: &str, _: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        Err(no_groups())
+    }
+}
+
+fn no_groups() -> Error {
+    Error::unsupported("groups are not built in yet on this log")
 }
 
 struct EmbeddedWriter {

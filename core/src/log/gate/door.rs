@@ -1,6 +1,10 @@
 //! Sessions and writers behind a [`Gate`].
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,9 +12,12 @@ use bytes::Bytes;
 use super::{Action, Caller, Gate};
 use crate::{
     Error, ErrorKind, Result,
-    log::{Appended, Bounds, Chunk, Entry, FetchOptions, Session, Table, Topic, Writer},
+    log::{
+        Appended, Bounds, Change, Chunk, Entry, FetchOptions, GroupOffset, Lease, MAX_SLOTS, Member, MemberOptions,
+        Session, Table, Topic, TopicChange, Writer,
+    },
     record::Record,
-    topic::{INTERNAL_PREFIX, TopicPartition, TopicSpec},
+    topic::{INTERNAL_PREFIX, MAX_NAME_LEN, TopicConfig, TopicPartition, TopicSpec, validate_name},
 };
 
 /// Puts a session of the log itself behind the gate.
@@ -76,6 +83,16 @@ impl Session for Guarded {
         self.inner.create_topic(name, spec).await
     }
 
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.pass.may(Action::Describe, name)?;
+        self.inner.topic_config(name).await
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        self.pass.may(Action::Alter, name)?;
+        self.inner.alter_topic(name, change).await
+    }
+
     async fn delete_topic(&self, name: &str) -> Result<()> {
         self.pass.may(Action::Alter, name)?;
         self.inner.delete_topic(name).await
@@ -122,6 +139,95 @@ impl Session for Guarded {
     async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64> {
         self.pass.may(Action::Write, &table.topic())?;
         self.inner.put(table, key, value, expected).await
+    }
+
+    async fn join(&self, group: &str, topics: &[String], options: &MemberOptions) -> Result<Box<dyn Member>> {
+        let resource = check_group(group)?;
+        self.pass.may(Action::Write, &resource)?;
+        for topic in topics {
+            self.pass.may(Action::Read, topic)?;
+            validate_name(topic)?;
+            if topic.starts_with(INTERNAL_PREFIX) {
+                return Err(Error::new(ErrorKind::Denied, format!("{topic} is internal")));
+            }
+        }
+        if topics.is_empty() {
+            return Err(Error::invalid("a member reads at least one topic"));
+        }
+        options.validate()?;
+        let inner = self.inner.join(group, topics, options).await?;
+        Ok(Box::new(GuardedMember { inner, pass: self.pass.clone(), resource }))
+    }
+
+    async fn lease(&self, group: &str, slots: u32) -> Result<Lease> {
+        let resource = check_group(group)?;
+        self.pass.may(Action::Write, &resource)?;
+        validate_name(group)?;
+        if group.len() > MAX_LEASE_NAME_LEN {
+            return Err(Error::invalid(format!(
+                "a lease's group name of {} bytes exceeds {MAX_LEASE_NAME_LEN}",
+                group.len()
+            )));
+        }
+        if !(1..=MAX_SLOTS).contains(&slots) {
+            return Err(Error::invalid(format!("{slots} slots is not in 1..{MAX_SLOTS}")));
+        }
+        let lease = self.inner.lease(group, slots).await?;
+        let pass = self.pass.clone();
+        Ok(lease.map(|inner| Box::new(GuardedMember { inner, pass, resource })))
+    }
+
+    async fn committed(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        self.pass.may(Action::Read, &check_group(group)?)?;
+        partitions.iter().try_for_each(|p| self.pass.may(Action::Describe, &p.topic))?;
+        self.inner.committed(group, partitions).await
+    }
+}
+
+/// A lease's group is a part of a topic's name.
+const MAX_LEASE_NAME_LEN: usize = 200;
+
+/// Checks a group's name, and gives the name of its resource.
+fn check_group(group: &str) -> Result<String> {
+    if group.is_empty() || group.len() > MAX_NAME_LEN {
+        return Err(Error::invalid(format!("group name of {} bytes is not in 1..{MAX_NAME_LEN}", group.len())));
+    }
+    if group.starts_with(INTERNAL_PREFIX) {
+        return Err(Error::new(ErrorKind::Denied, format!("groups named {INTERNAL_PREFIX}* are the log's own")));
+    }
+    Ok(format!("group:{group}"))
+}
+
+struct GuardedMember {
+    inner: Box<dyn Member>,
+    pass: Pass,
+    /// The group's.
+    resource: String,
+}
+
+#[async_trait]
+impl Member for GuardedMember {
+    fn partitions(&self) -> &BTreeSet<TopicPartition> {
+        self.inner.partitions()
+    }
+
+    async fn changed(&mut self, max_wait: Duration) -> Result<Option<Change>> {
+        self.pass.may(Action::Write, &self.resource)?;
+        self.inner.changed(max_wait).await
+    }
+
+    async fn commit(&mut self, offsets: BTreeMap<TopicPartition, GroupOffset>) -> Result<()> {
+        self.pass.may(Action::Write, &self.resource)?;
+        self.pass.charge(Action::Write, offsets.values().map(|offset| 8 + offset.metadata.len()).sum())?;
+        self.inner.commit(offsets).await
+    }
+
+    async fn leave(self: Box<Self>) -> Result<()> {
+        self.inner.leave().await
     }
 }
 

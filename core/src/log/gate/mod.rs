@@ -40,7 +40,8 @@ pub enum Action {
 
 /// Decides what a caller may do, and counts what it does. Every call of every session passes both.
 pub trait Gate: Send + Sync {
-    /// Whether `caller` may do `action` to the topic or owner named `resource`.
+    /// Whether `caller` may do `action` to the topic or owner named `resource`, or to the group of that name behind
+    /// `group:`. A member reads its topics and writes its group.
     ///
     /// # Errors
     /// `Denied` with the missing right.

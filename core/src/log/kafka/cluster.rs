@@ -9,18 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{error::from_kafka, native, producer::Producer, tables::Tables, topics};
+use crate::{
+    Error, ErrorKind, Result,
+    log::{Bounds, Table},
+    topic::{TopicPartition, validate_name},
+};
 use rdkafka::{
     ClientConfig, ClientContext, Offset, TopicPartitionList,
     admin::AdminClient,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::KafkaError,
-};
-use super::{error::from_kafka, native, producer::Producer, tables::Tables, topics};
-use crate::{
-    Error, ErrorKind, Result,
-    log::{Bounds, Table},
-    topic::{TopicPartition, validate_name},
 };
 
 /// How long one request may take, tries included. A broker that ended is known to have ended long before.

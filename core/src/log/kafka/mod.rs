@@ -17,6 +17,7 @@ mod own;
 mod producer;
 mod reader;
 mod readers;
+mod settings;
 mod tables;
 mod topics;
 mod writer;
@@ -27,12 +28,13 @@ use async_trait::async_trait;
 
 use self::{cluster::Cluster, readers::Readers, writer::KafkaWriter};
 use super::{
-    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, Log, Session, Table, Topic, Writer, gate,
+    AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, GroupOffset, Lease, Log, Member,
+    MemberOptions, Session, Table, Topic, TopicChange, Writer, gate,
 };
 use crate::{
     Error, Result,
     record::Record,
-    topic::{TopicPartition, TopicSpec},
+    topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
 /// The log of a Kafka cluster.
@@ -91,6 +93,14 @@ impl Session for KafkaSession {
         topics::create(&self.cluster, name, spec).await
     }
 
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        settings::config(&self.cluster, name).await
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        settings::alter(&self.cluster, name, change).await
+    }
+
     async fn delete_topic(&self, name: &str) -> Result<()> {
         self.readers.forget(name).await;
         topics::delete(&self.cluster, name).await
@@ -131,6 +141,22 @@ impl Session for KafkaSession {
         }
         self.cluster.tables().put(&self.cluster, kept(table)?, key, value, expected).await
     }
+
+    async fn join(&self, _: &str, _: &[String], _: &MemberOptions) -> Result<Box<dyn Member>> {
+        Err(no_groups())
+    }
+
+    async fn lease(&self, _: &str, _: u32) -> Result<Lease> {
+        Err(no_groups())
+    }
+
+    async fn committed(&self, _: &str, _: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        Err(no_groups())
+    }
+}
+
+fn no_groups() -> Error {
+    Error::unsupported("groups are not built in yet on this log")
 }
 
 /// Topics and writers are kept by the cluster itself.

@@ -38,7 +38,9 @@ pub(super) async fn ensure(cluster: &Arc<Cluster>, name: &str, partitions: u32) 
         }
     };
     if found != partitions {
-        return Err(Error::invalid(format!("topic {name:?} has {found} partitions; Tidemill keeps it in {partitions}")));
+        return Err(Error::invalid(format!(
+            "topic {name:?} has {found} partitions; Tidemill keeps it in {partitions}"
+        )));
     }
     let cleanup = match cleanup_of(cluster, name).await {
         // Who may not look cannot be warned.

@@ -164,7 +164,8 @@ impl Producer {
             let time = crate::log::TRANSACTION_TIME.as_millis().to_string();
             config.set("transaction.timeout.ms", time).remove("delivery.timeout.ms");
         }
-        let client: Client = config.create_with_context(Deliveries::default()).map_err(|e| from_kafka(&e, "open a producer"))?;
+        let client: Client =
+            config.create_with_context(Deliveries::default()).map_err(|e| from_kafka(&e, "open a producer"))?;
         let (work, inbox) = channel();
         let told = Arc::clone(client.context());
         let thread = std::thread::Builder::new().name("tm-kafka-producer".into()).spawn(move || serve(&client, &inbox));

@@ -7,7 +7,6 @@ use std::{
 
 use rdkafka::{
     admin::{AdminOptions, NewPartitions, NewTopic, TopicReplication},
-    error::KafkaError,
     types::RDKafkaErrorCode as Code,
 };
 
@@ -15,11 +14,12 @@ use super::{
     cluster::{BATCH_LIMIT, Cluster, REQUEST_TIME, blocking},
     error::{coded, from_kafka},
     native::{Described, describe},
+    settings,
 };
 use crate::{
     Error, ErrorKind, Result,
     log::Topic,
-    topic::{Durability, INTERNAL_PREFIX, TopicConfig, TopicPartition, TopicSpec, validate_name},
+    topic::{INTERNAL_PREFIX, TopicPartition, TopicSpec, validate_name},
 };
 
 /// How often it is looked whether all brokers know of a change.
@@ -95,10 +95,10 @@ async fn lags(cluster: &Cluster, name: &str, deadline: Instant) -> Result<bool> 
     // The controller knows of all topics. It is asked whether it would make this one.
     let topic = NewTopic::new(name, 1, TopicReplication::Fixed(-1));
     let would = cluster.admin.create_topics([&topic], &options().validate_only(true)).await;
-    let exists = match would.map_err(|e| from_kafka(&e, format!("look for topic {name:?}")))?.pop() {
+    let exists = match would.unwrap_or_default().pop() {
         Some(Err((_, Code::TopicAlreadyExists))) => Some(true),
         Some(Ok(_)) => Some(false),
-        // Who may not make topics is not told.
+        // Who may not make topics is not told, and not all that speak Kafka's protocol tell at all.
         _ => None,
     };
     if exists == Some(false) || (exists.is_none() && Instant::now() > deadline) {
@@ -121,7 +121,7 @@ pub(super) fn missing(name: &str) -> Error {
 }
 
 /// Refuses names that are the log's or the cluster's own.
-fn deny_internal(name: &str) -> Result<()> {
+pub(super) fn deny_internal(name: &str) -> Result<()> {
     match name.starts_with(INTERNAL_PREFIX) || CLUSTERS_OWN.contains(&name) {
         true => Err(Error::new(ErrorKind::Denied, format!("{name} is internal"))),
         false => Ok(()),
@@ -134,39 +134,23 @@ pub(super) async fn create(cluster: &Arc<Cluster>, name: &str, spec: &TopicSpec)
     if !(1..=1000).contains(&spec.partitions) {
         return Err(Error::invalid(format!("{} partitions is not in 1..1000", spec.partitions)));
     }
-    spec.config.validate()?;
-    let settings = settings_of(spec)?;
-    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let settings = settings::of_new(spec)?;
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     if !make(cluster, name, spec.partitions, &settings).await? {
         return Err(Error::conflict(format!("topic {name:?} exists")));
     }
     seen(cluster, name).await
 }
 
-/// A topic's settings as a cluster takes them. All that is set here is named, for the cluster's own defaults differ:
-/// what nobody limits does not expire, as in the embedded log.
-fn settings_of(spec: &TopicSpec) -> Result<Vec<(&'static str, String)>> {
-    if spec.config.durability != Durability::Commit {
-        let why = "a Kafka cluster answers when its replicas have a record";
-        return Err(Error::unsupported(format!("tidemill.durability is a setting of the embedded log: {why}")));
-    }
-    let named = TopicConfig::names().filter_map(|name| Some((name, spec.config.get(name)?)));
-    let settings = named.filter_map(|(name, value)| match name {
-        "tidemill.durability" => None,
-        "max.message.bytes" if value == "-1" => Some((name, BATCH_LIMIT.to_string())),
-        // A cluster has no word for "no limit" here, but its own default.
-        "segment.bytes" | "max.compaction.lag.ms" if value == "-1" => None,
-        _ => Some((name, value)),
-    });
-    Ok(settings.collect())
-}
-
 /// Makes a topic; false where it exists.
 pub(super) async fn make(cluster: &Cluster, name: &str, partitions: u32, settings: &[(&str, &str)]) -> Result<bool> {
     let count = i32::try_from(partitions).unwrap_or(i32::MAX);
     // Replicas as the cluster's own setting says.
+    let limit = BATCH_LIMIT.to_string();
+    let usual = [("max.message.bytes", limit.as_str())];
+    let usual = usual.iter().filter(|(key, _)| settings.iter().all(|(other, _)| other != key));
     let topic = NewTopic::new(name, count, TopicReplication::Fixed(-1));
-    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+    let topic = usual.chain(settings).fold(topic, |topic, (key, value)| topic.set(key, value));
     let made = cluster.admin.create_topics([&topic], &options()).await;
     match made.map_err(|e| from_kafka(&e, format!("make topic {name:?}")))?.pop() {
         Some(Err((_, Code::TopicAlreadyExists))) => Ok(false),
@@ -188,6 +172,20 @@ pub(super) async fn seen(cluster: &Arc<Cluster>, name: &str) -> Result<Topic> {
         }
     };
     let late = || Error::unavailable(format!("topic {name:?} was made, but its brokers do not know it yet"));
+    tokio::time::timeout(REQUEST_TIME, wait).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Waits until the brokers know that a topic has grown.
+pub(super) async fn await_partitions(cluster: &Arc<Cluster>, name: &str, count: u32) -> Result<()> {
+    let wait = async {
+        while told(cluster, name).await?.is_none_or(|described| described.topic.partitions < count)
+            || cluster.told_partitions(name).await?.is_none_or(|present| present < count)
+        {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    };
+    let late = || Error::unavailable(format!("{name:?} has more partitions, but its brokers do not know them yet"));
     tokio::time::timeout(REQUEST_TIME, wait).await.unwrap_or_else(|_| Err(late()))
 }
 
@@ -218,7 +216,7 @@ pub(super) async fn check_partition(cluster: &Cluster, of: &TopicPartition) -> R
         if of.partition < count {
             return Ok(());
         }
-        if Instant::now() > deadline || !is_grown(cluster, of).await? {
+        if Instant::now() > deadline || !is_grown(cluster, of).await {
             return Err(Error::not_found(format!("{of} does not exist: the topic has {count}")));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -226,15 +224,12 @@ pub(super) async fn check_partition(cluster: &Cluster, of: &TopicPartition) -> R
 }
 
 /// Whether the controller may know of more partitions than some broker: it is asked whether it would add up to this one.
-async fn is_grown(cluster: &Cluster, of: &TopicPartition) -> Result<bool> {
+async fn is_grown(cluster: &Cluster, of: &TopicPartition) -> bool {
     // More than anybody has; the controller would be asked to place each of them.
     if of.partition >= 10_000 {
-        return Ok(false);
+        return false;
     }
     let more = NewPartitions::new(&of.topic, of.partition as usize + 1);
     let would = cluster.admin.create_partitions([&more], &options().validate_only(true)).await;
-    Ok(match would.map_err(|e: KafkaError| from_kafka(&e, format!("look for {of}")))?.pop() {
-        Some(Err((_, code))) => code == Code::InvalidPartitions,
-        _ => false,
-    })
+    matches!(would.unwrap_or_default().pop(), Some(Err((_, Code::InvalidPartitions))))
 }

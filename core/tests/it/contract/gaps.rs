@@ -1,15 +1,22 @@
 //! A log whose offsets have gaps: the embedded one, with offsets that a rule spreads. Record `i` is shown at one of the
 //! three offsets from `3 * i` on, and the end of a partition after record `i` at `3 * (i + 1)`.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use tidemill_core::{
     Error, Result,
     engine::Table,
-    log::{Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Log, Session, Topic, Writer},
+    log::{
+        Appended, Bounds, Caller, Change, Chunk, Entry, FetchOptions, GroupOffset, Lease, Log, Member, MemberOptions,
+        Session, Topic, TopicChange, Writer,
+    },
     record::Record,
-    topic::{TopicPartition, TopicSpec},
+    topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
 /// Where record `i` is shown.
@@ -56,6 +63,14 @@ impl Session for Gapped {
 
     async fn create_topic(&self, name: &str, spec: &TopicSpec) -> Result<Topic> {
         self.0.create_topic(name, spec).await
+    }
+
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.0.topic_config(name).await
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        self.0.alter_topic(name, change).await
     }
 
     async fn delete_topic(&self, name: &str) -> Result<()> {
@@ -109,4 +124,52 @@ impl Session for Gapped {
     async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64> {
         self.0.put(table, key, value, expected).await
     }
+
+    async fn join(&self, group: &str, topics: &[String], options: &MemberOptions) -> Result<Box<dyn Member>> {
+        Ok(Box::new(GappedMember(self.0.join(group, topics, options).await?)))
+    }
+
+    async fn lease(&self, group: &str, slots: u32) -> Result<Lease> {
+        self.0.lease(group, slots).await
+    }
+
+    async fn committed(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        let found = self.0.committed(group, partitions).await?;
+        Ok(found.into_iter().map(|(of, offset)| (of, spread(offset))).collect())
+    }
+}
+
+/// The log below keeps its own offset; how far the committed one is from it goes before the metadata, as a digit.
+struct GappedMember(Box<dyn Member>);
+
+#[async_trait]
+impl Member for GappedMember {
+    fn partitions(&self) -> &BTreeSet<TopicPartition> {
+        self.0.partitions()
+    }
+
+    async fn changed(&mut self, max_wait: Duration) -> Result<Option<Change>> {
+        self.0.changed(max_wait).await
+    }
+
+    async fn commit(&mut self, offsets: BTreeMap<TopicPartition, GroupOffset>) -> Result<()> {
+        let dense = |GroupOffset { offset, metadata }: GroupOffset| {
+            let below = first_from(offset);
+            GroupOffset { offset: below, metadata: format!("{}{metadata}", offset - below * 3 + 3) }
+        };
+        self.0.commit(offsets.into_iter().map(|(of, offset)| (of, dense(offset))).collect()).await
+    }
+
+    async fn leave(self: Box<Self>) -> Result<()> {
+        self.0.leave().await
+    }
+}
+
+fn spread(GroupOffset { offset, metadata }: GroupOffset) -> GroupOffset {
+    let (digit, metadata) = metadata.split_at(1);
+    GroupOffset { offset: offset * 3 - 3 + digit.parse::<i64>().expect("a digit"), metadata: metadata.to_owned() }
 }

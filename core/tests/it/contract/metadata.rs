@@ -3,7 +3,7 @@
 use tidemill_core::{
     ErrorKind,
     engine::Table,
-    log::FetchOptions,
+    log::{FetchOptions, TopicChange},
     topic::{TopicPartition, TopicSpec},
 };
 
@@ -34,6 +34,40 @@ pub async fn topics_come_and_go_and_come_with_another_id(bed: Bed) {
         refused(session.create_topic(bad, &spec).await, ErrorKind::Invalid);
     }
     refused(session.create_topic(&bed.name("b"), &TopicSpec::partitions(0)).await, ErrorKind::Invalid);
+}
+
+pub async fn a_topics_settings_are_changed_and_it_grows(bed: Bed) {
+    let (session, name) = (bed.session().await, bed.name("a"));
+    let mut spec = TopicSpec::partitions(2);
+    spec.config.set("segment.bytes", "1048576").expect("a setting");
+    session.create_topic(&name, &spec).await.expect("made");
+    let setting = async |of: &str| session.topic_config(&name).await.expect("asked").get(of).expect("a setting");
+    assert_eq!([setting("segment.bytes").await, setting("retention.ms").await], ["1048576", "-1"], "nothing expires");
+    let change = |settings: &[(&str, Option<&str>)], partitions| TopicChange {
+        partitions,
+        settings: settings.iter().map(|(name, value)| ((*name).into(), value.map(str::to_owned))).collect(),
+    };
+    let altered = change(&[("retention.ms", Some("86400000")), ("cleanup.policy", Some("compact"))], Some(3));
+    session.alter_topic(&name, &altered).await.expect("altered");
+    let now = [setting("segment.bytes").await, setting("retention.ms").await, setting("cleanup.policy").await];
+    assert_eq!(now, ["1048576", "86400000", "compact"], "what is not named stays");
+    assert_eq!(session.topic(&name).await.expect("asked").expect("there").partitions, 3);
+    let third = TopicPartition::new(&name, 2);
+    session.append(&third, texts(["new"])).await.expect("appended");
+    assert_eq!(first(&*session, &third, 1).await, ["new"]);
+    let back = change(&[("cleanup.policy", None), ("retention.ms", None)], None);
+    session.alter_topic(&name, &back).await.expect("set back");
+    assert_eq!([setting("cleanup.policy").await, setting("retention.ms").await], ["delete", "-1"]);
+    for bad in [
+        change(&[("retention", Some("1"))], None),
+        change(&[("retention.ms", Some("soon"))], None),
+        change(&[], Some(1)),
+    ] {
+        refused(session.alter_topic(&name, &bad).await, ErrorKind::Invalid);
+    }
+    refused(session.alter_topic(&bed.name("b"), &back).await, ErrorKind::NotFound);
+    refused(session.topic_config(&bed.name("b")).await, ErrorKind::NotFound);
+    refused(session.alter_topic("_tidemill.positions", &back).await, ErrorKind::Denied);
 }
 
 pub async fn the_logs_own_topics_are_its_own(bed: Bed) {

@@ -6,9 +6,12 @@ use async_trait::async_trait;
 use tidemill_core::{
     ErrorKind, Result,
     engine::Table,
-    log::{Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Log, Session, Topic, Writer},
+    log::{
+        Appended, Bounds, Caller, Chunk, Entry, FetchOptions, GroupOffset, Lease, Log, Member, MemberOptions, Session,
+        Topic, TopicChange, Writer,
+    },
     record::Record,
-    topic::{TopicPartition, TopicSpec},
+    topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
 use super::{Bed, metadata, reads, transactions};
@@ -88,6 +91,14 @@ impl Session for LyingSession {
         Ok(self.named(self.inner.create_topic(name, spec).await?))
     }
 
+    async fn topic_config(&self, name: &str) -> Result<TopicConfig> {
+        self.inner.topic_config(name).await
+    }
+
+    async fn alter_topic(&self, name: &str, change: &TopicChange) -> Result<()> {
+        self.inner.alter_topic(name, change).await
+    }
+
     async fn delete_topic(&self, name: &str) -> Result<()> {
         self.inner.delete_topic(name).await
     }
@@ -144,6 +155,22 @@ impl Session for LyingSession {
                 other => return other,
             }
         }
+    }
+
+    async fn join(&self, group: &str, topics: &[String], options: &MemberOptions) -> Result<Box<dyn Member>> {
+        self.inner.join(group, topics, options).await
+    }
+
+    async fn lease(&self, group: &str, slots: u32) -> Result<Lease> {
+        self.inner.lease(group, slots).await
+    }
+
+    async fn committed(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        self.inner.committed(group, partitions).await
     }
 }
 
