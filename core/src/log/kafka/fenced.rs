@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rdkafka::{error::KafkaError, producer::Producer as _, types::RDKafkaErrorCode as Code};
 
 use super::{
@@ -133,10 +134,29 @@ fn commit(client: &Client, last: Option<&(TopicPartition, Vec<Record>)>) -> Resu
             // What stays open would hide what others write after it.
             if !is_open(&error) && client.client().fatal_error().is_none() {
                 abort(client)?;
+                heal(client);
             }
             Err(told)
         }
     }
+}
+
+/// Ends the gaps that refused records have left in the numbers of their partitions, for which the cluster would refuse
+/// the next transaction: it is met here with a record that is aborted, whereupon librdkafka numbers anew. If this fails,
+/// the next commit says so.
+fn heal(client: &Client) {
+    let gaps = client.context().forget();
+    if gaps.is_empty() || client.begin_transaction().is_err() {
+        return;
+    }
+    for (topic, partition) in gaps {
+        let to = TopicPartition::new(topic, u32::try_from(partition).unwrap_or(u32::MAX));
+        if let Ok((messages, _)) = prepare(&to, &[Record::new(Some(Bytes::from_static(b"aborted")), None)]) {
+            let _ = send(client, messages);
+        }
+    }
+    let _ = abort(client);
+    client.context().forget();
 }
 
 fn abort(client: &Client) -> Result<()> {

@@ -2,6 +2,7 @@
 //! there; others give work and wait.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -87,8 +88,11 @@ impl Sent {
 /// What a producer has told, beside answers.
 #[derive(Default)]
 pub(super) struct Deliveries {
-    /// Why the first record was not taken since this was asked last; what was given up after it tells nothing.
+    transactional: bool,
+    /// Why the first record of this transaction was not taken; what was given up after it tells nothing.
     failed: Mutex<Option<Code>>,
+    /// Where records were not taken.
+    gaps: Mutex<BTreeSet<(String, i32)>>,
     /// It will never write again.
     dead: AtomicBool,
 }
@@ -99,9 +103,20 @@ impl Deliveries {
         *self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what failed: a new transaction begins.
-    pub(super) fn forget(&self) {
+    fn not_taken(&self, code: Code, topic: &str, partition: i32) {
+        // Of one that never ends a transaction nobody asks.
+        if given_up(code) || !self.transactional {
+            return;
+        }
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(code);
+        let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+        gaps.insert((topic.to_owned(), partition));
+    }
+
+    /// Forgets what failed, and tells where: a new transaction begins.
+    pub(super) fn forget(&self) -> BTreeSet<(String, i32)> {
         *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        std::mem::take(&mut *self.gaps.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -124,13 +139,12 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Arc<Delivery>) {
         let outcome = match result {
             Ok(message) => Ok(message.offset()),
-            Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(Code::Fail)),
+            Err((error, message)) => {
+                let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+                self.not_taken(code, message.topic(), message.partition());
+                Err(code)
+            }
         };
-        if let Err(code) = outcome
-            && !given_up(code)
-        {
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(code);
-        }
         delivery.answered(outcome);
     }
 }
@@ -160,12 +174,13 @@ impl Producer {
             .set("queue.buffering.max.kbytes", "98304")
             .set("queue.buffering.max.messages", "1000000")
             .set("delivery.timeout.ms", REQUEST_TIME.as_millis().to_string());
-        if config.get("transactional.id").is_some() {
+        let transactional = config.get("transactional.id").is_some();
+        if transactional {
             let time = crate::log::TRANSACTION_TIME.as_millis().to_string();
             config.set("transaction.timeout.ms", time).remove("delivery.timeout.ms");
         }
-        let client: Client =
-            config.create_with_context(Deliveries::default()).map_err(|e| from_kafka(&e, "open a producer"))?;
+        let told = Deliveries { transactional, ..Deliveries::default() };
+        let client: Client = config.create_with_context(told).map_err(|e| from_kafka(&e, "open a producer"))?;
         let (work, inbox) = channel();
         let told = Arc::clone(client.context());
         let thread = std::thread::Builder::new().name("tm-kafka-producer".into()).spawn(move || serve(&client, &inbox));

@@ -54,6 +54,7 @@ contract! {
         a_read_waits_for_what_comes
         a_dropped_read_loses_nothing
         large_records_pass_and_larger_ones_are_refused
+        records_that_a_topic_refuses_are_invalid
         what_is_not_there_is_named
         offsets_out_of_range_are_invalid
         two_readers_do_not_disturb_each_other
@@ -62,6 +63,7 @@ contract! {
         a_transaction_is_seen_as_a_whole
         what_is_aborted_or_dropped_is_never_seen
         an_older_writer_is_refused
+        a_writer_fenced_before_its_commit_is_refused
         an_idle_writer_that_was_fenced_is_refused
         positions_are_those_of_the_last_commit
         an_open_transaction_of_another_hides_no_position
