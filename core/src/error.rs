@@ -62,6 +62,57 @@ impl ErrorKind {
     }
 }
 
+/// Why a producer's request was refused, where its protocol tells more cases apart than [`ErrorKind`] does. The kind is
+/// what most callers act on; a listener maps the reason to its protocol's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The batch's bytes contradict its format or its CRC.
+    CorruptBatch,
+    /// A record, or what the batch says about them, is not what producers may write.
+    InvalidRecord,
+    /// The batch is larger than its topic takes.
+    BatchTooLarge,
+    /// The compression is not one of Kafka's.
+    UnsupportedCompression,
+    /// The batch claims a kind of time that it may not have.
+    InvalidTimestamp,
+    /// The batch was written before, so long ago that its offset is no longer known.
+    DuplicateSequence,
+    /// Batches before this one are missing.
+    OutOfOrderSequence,
+    /// The batch is of an epoch that a newer one of the same producer id has ended.
+    InvalidProducerEpoch,
+    /// Another producer was opened under the same transactional id.
+    ProducerFenced,
+    /// The producer id is not the one that the transactional id has.
+    InvalidProducerId,
+    /// The transaction is not in a state that allows this, or does not hold this partition.
+    InvalidTransactionState,
+    /// The time-out is longer than the log grants, or none at all.
+    InvalidTransactionTimeout,
+}
+
+impl Reason {
+    /// A stable name in lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CorruptBatch => "corrupt_batch",
+            Self::InvalidRecord => "invalid_record",
+            Self::BatchTooLarge => "batch_too_large",
+            Self::UnsupportedCompression => "unsupported_compression",
+            Self::InvalidTimestamp => "invalid_timestamp",
+            Self::DuplicateSequence => "duplicate_sequence",
+            Self::OutOfOrderSequence => "out_of_order_sequence",
+            Self::InvalidProducerEpoch => "invalid_producer_epoch",
+            Self::ProducerFenced => "producer_fenced",
+            Self::InvalidProducerId => "invalid_producer_id",
+            Self::InvalidTransactionState => "invalid_transaction_state",
+            Self::InvalidTransactionTimeout => "invalid_transaction_timeout",
+        }
+    }
+}
+
 /// A failed operation: kind, message, context from the inside out, and the cause.
 pub struct Error {
     inner: Box<Inner>,
@@ -69,6 +120,7 @@ pub struct Error {
 
 struct Inner {
     kind: ErrorKind,
+    reason: Option<Reason>,
     message: String,
     context: Vec<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -86,7 +138,9 @@ macro_rules! constructors {
 impl Error {
     /// An error of `kind`. The message is lower case, without a full stop.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { inner: Box::new(Inner { kind, message: message.into(), context: Vec::new(), source: None }) }
+        Self {
+            inner: Box::new(Inner { kind, reason: None, message: message.into(), context: Vec::new(), source: None }),
+        }
     }
 
     constructors! {
@@ -122,6 +176,18 @@ impl Error {
         self
     }
 
+    /// Tells the case apart for listeners of protocols.
+    #[must_use]
+    pub fn with_reason(mut self, reason: Reason) -> Self {
+        self.inner.reason = Some(reason);
+        self
+    }
+
+    /// The case that listeners of protocols tell apart, where there is one.
+    pub fn reason(&self) -> Option<Reason> {
+        self.inner.reason
+    }
+
     /// What the caller must do.
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind
@@ -132,10 +198,12 @@ impl Error {
         &self.inner.message
     }
 
-    /// A copy for a second receiver: kind and full text, without the cause object.
+    /// A copy for a second receiver: kind, reason and full text, without the cause object.
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        Self::new(self.kind(), self.to_string())
+        let mut copy = Self::new(self.kind(), self.to_string());
+        copy.inner.reason = self.inner.reason;
+        copy
     }
 }
 

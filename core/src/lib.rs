@@ -11,4 +11,4 @@ pub mod storage;
 pub mod suggest;
 pub mod topic;
 
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Reason, Result};

@@ -69,17 +69,25 @@ impl BatchBuilder {
     }
 
     /// Ends the batch. One without records is valid and takes one offset.
-    pub fn finish(mut self) -> Bytes {
+    pub fn finish(self) -> Bytes {
+        self.finish_as(-1, -1, -1, false)
+    }
+
+    /// Ends the batch as one of a producer that numbers its records.
+    pub fn finish_as(mut self, producer_id: i64, epoch: i16, base_sequence: i32, transactional: bool) -> Bytes {
         let buf = &mut self.buf;
         let length = (buf.len() - 12) as i32;
         buf[8..12].copy_from_slice(&length.to_be_bytes());
         buf[16] = 2;
+        if transactional {
+            buf[22] |= super::TRANSACTIONAL as u8;
+        }
         buf[23..27].copy_from_slice(&(self.count.max(1) - 1).to_be_bytes());
         buf[27..35].copy_from_slice(&self.base_timestamp.to_be_bytes());
         buf[35..43].copy_from_slice(&self.max_timestamp.to_be_bytes());
-        buf[43..51].copy_from_slice(&(-1i64).to_be_bytes());
-        buf[51..53].copy_from_slice(&(-1i16).to_be_bytes());
-        buf[53..57].copy_from_slice(&(-1i32).to_be_bytes());
+        buf[43..51].copy_from_slice(&producer_id.to_be_bytes());
+        buf[51..53].copy_from_slice(&epoch.to_be_bytes());
+        buf[53..57].copy_from_slice(&base_sequence.to_be_bytes());
         buf[57..61].copy_from_slice(&self.count.to_be_bytes());
         let crc = crc32c(&buf[CRC_START..]);
         buf[17..21].copy_from_slice(&crc.to_be_bytes());

@@ -18,14 +18,18 @@
 //! | 61 | | records |
 //!
 //! All numbers are big-endian. A batch is written once by its producer and never decoded on its way to disk or
-//! to a reader: only the first 16 bytes are patched.
+//! to a reader: only the first 16 bytes are patched, and where a topic takes the log's own time, that is written in.
 
 mod builder;
+mod control;
+mod produced;
 mod scan;
 #[cfg(test)]
 mod tests;
 
 pub use builder::BatchBuilder;
+pub use control::{Marker, control_batch};
+pub use produced::{check_produced, stamp_append_time};
 pub use scan::{HeaderRef, Headers, RecordRef, Records};
 
 use bytes::Bytes;
@@ -37,6 +41,10 @@ pub const HEADER_LEN: usize = 61;
 /// The CRC covers the batch from here to its end.
 pub const CRC_START: usize = 21;
 const LENGTH_END: usize = 12;
+const COMPRESSION: i16 = 0x07;
+const APPEND_TIME: i16 = 0x08;
+const TRANSACTIONAL: i16 = 0x10;
+const CONTROL: i16 = 0x20;
 
 /// CRC-32C, as Kafka and the frames of the commit log use it.
 pub fn crc32c(bytes: &[u8]) -> u32 {
@@ -58,8 +66,14 @@ pub struct BatchHeader {
     pub last_offset_delta: u32,
     /// Timestamp that record timestamps are relative to.
     pub base_timestamp: i64,
-    /// The largest timestamp.
+    /// The largest timestamp; of all records, where the log's own time is taken.
     pub max_timestamp: i64,
+    /// Number of the producer that numbers its batches; -1 for one that does not.
+    pub producer_id: i64,
+    /// The producer's epoch.
+    pub producer_epoch: i16,
+    /// Sequence of the first record.
+    pub base_sequence: i32,
     /// Number of records.
     pub record_count: u32,
 }
@@ -82,6 +96,9 @@ impl BatchHeader {
             last_offset_delta: u32::try_from(be_i32(head, 23)).unwrap_or(u32::MAX),
             base_timestamp: be_i64(head, 27),
             max_timestamp: be_i64(head, 35),
+            producer_id: be_i64(head, 43),
+            producer_epoch: i16::from_be_bytes([head[51], head[52]]),
+            base_sequence: be_i32(head, 53),
             record_count: u32::try_from(be_i32(head, 57)).unwrap_or(u32::MAX),
         };
         let fault = if head[16] != 2 {
@@ -110,7 +127,27 @@ impl BatchHeader {
 
     /// Whether the records are compressed.
     pub fn is_compressed(&self) -> bool {
-        self.attributes & 0x07 != 0
+        self.attributes & COMPRESSION != 0
+    }
+
+    /// Whether all records bear the time at which the log took them, which is `max_timestamp`.
+    pub fn has_append_time(&self) -> bool {
+        self.attributes & APPEND_TIME != 0
+    }
+
+    /// Whether the batch belongs to a transaction of Kafka's protocol.
+    pub fn is_transactional(&self) -> bool {
+        self.attributes & TRANSACTIONAL != 0
+    }
+
+    /// Whether it is the log's own mark of a transaction's end, and no records of anybody's.
+    pub fn is_control(&self) -> bool {
+        self.attributes & CONTROL != 0
+    }
+
+    /// Whether its producer numbers its batches.
+    pub fn has_producer(&self) -> bool {
+        self.producer_id >= 0
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Records<'a> {
     base_offset: i64,
     last_offset_delta: i64,
     base_timestamp: i64,
+    /// The log's own time, which all records bear.
+    append_time: Option<i64>,
     fault: Option<&'static str>,
 }
 
@@ -62,8 +64,14 @@ impl<'a> Records<'a> {
             base_offset: header.base_offset,
             last_offset_delta: i64::from(header.last_offset_delta),
             base_timestamp: header.base_timestamp,
+            append_time: header.has_append_time().then_some(header.max_timestamp),
             fault: header.is_compressed().then_some("compressed records are not supported yet"),
         }
+    }
+
+    /// Whether no byte is left after the last record.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.left == 0 && self.cursor.rest.is_empty()
     }
 
     fn record(&mut self) -> Option<RecordRef<'a>> {
@@ -71,6 +79,7 @@ impl<'a> Records<'a> {
         let mut body = Cursor { rest: self.cursor.take(length)? };
         body.take(1)?;
         let timestamp = self.base_timestamp.wrapping_add(body.varint()?);
+        let timestamp = self.append_time.unwrap_or(timestamp);
         let delta = body.varint()?;
         if !(0..=self.last_offset_delta).contains(&delta) {
             return None;
@@ -123,6 +132,11 @@ impl<'a> Headers<'a> {
     /// The value of the first header of this name; `None` where there is none, or a null.
     pub fn get(mut self, name: &str) -> Option<&'a [u8]> {
         self.find_map(|header| header.ok().filter(|h| h.name == name.as_bytes()).and_then(|h| h.value))
+    }
+
+    /// Whether no byte of the record is left after the last header.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.left == 0 && self.cursor.rest.is_empty()
     }
 
     fn header(&mut self) -> Option<HeaderRef<'a>> {

@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     manifest::{self, Manifest},
-    shared::{lock, unwritten_of},
+    shared::{Doomed, lock, unwritten_of},
     superblock::Superblock,
     write_behind::SegmentWriter,
 };
@@ -25,6 +25,9 @@ const SYNC_COST: u64 = 512 << 10;
 
 /// With less room than this, a checkpoint is not spread out.
 const LEAST_ROOM: u64 = 16 << 10;
+
+/// Steps of a checkpoint that was asked for, before the segment writer looks at what else there is.
+const REQUEST_STEPS: usize = 64;
 
 enum Step {
     Write(PartitionId),
@@ -145,9 +148,10 @@ impl SegmentWriter {
         let published = *self.shared.published();
         let lsn = published.oldest_staged_lsn.map_or(published.lsn, |staged| staged.min(published.lsn));
         let before = self.superblock.current().checkpoint_lsn;
-        if lsn <= before {
+        if lsn <= before && !lock(&self.shared.writer).checkpoint_wanted {
             return;
         }
+        let lsn = lsn.max(before);
         let mut ids: Vec<_> = lock(&self.shared.writer).dirty.iter().copied().collect();
         ids.extend(self.unsynced.keys());
         let cost = |id: PartitionId| {
@@ -248,6 +252,9 @@ impl SegmentWriter {
         while self.sync_folder()? {}
         let old = self.superblock.current();
         let number = old.manifest + 1;
+        lock(&self.shared.writer).checkpoint_wanted = false;
+        // What is named from now on may still be listed by this manifest.
+        let doomed = std::mem::take(&mut *lock(&self.shared.doomed));
         Manifest::of(&self.shared).write(&*storage, &manifest::path(&self.shared.data_dir, number))?;
         // Twice: what the other copy needs is about to go, and either copy alone must do.
         for _ in 0..2 {
@@ -256,24 +263,42 @@ impl SegmentWriter {
         }
         self.shared.checkpoint_lsn.store(lsn, Ordering::Release);
         lock(&self.shared.slots).release(lsn);
-        self.remove_leftovers(old.manifest);
+        self.remove_leftovers(old.manifest, doomed);
         Ok(())
     }
 
     /// What an earlier checkpoint needed and this one does not. Failing to remove it harms nothing.
-    fn remove_leftovers(&self, old_manifest: u64) {
-        let storage = &*self.shared.storage;
+    fn remove_leftovers(&self, old_manifest: u64, doomed: Vec<Doomed>) {
         if old_manifest > 0 {
-            let _ = storage.remove(&manifest::path(&self.shared.data_dir, old_manifest));
+            let _ = self.shared.storage.remove(&manifest::path(&self.shared.data_dir, old_manifest));
         }
-        for folder in std::mem::take(&mut *lock(&self.shared.doomed)) {
-            let _ = storage.remove_dir(&folder);
+        if !doomed.is_empty() {
+            lock(&self.shared.removable).extend(doomed);
+            self.shared.bell.ring();
         }
+    }
+
+    /// Begins a checkpoint that was asked for, or takes it further for a little while.
+    pub(super) fn serve_request(&mut self) -> Result<()> {
+        if !lock(&self.shared.writer).checkpoint_wanted {
+            return Ok(());
+        }
+        for _ in 0..REQUEST_STEPS {
+            self.checkpoint_step()?;
+            if self.checkpoint.is_none() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Records the end of the log after a clean stop.
     pub(super) fn finish(&mut self) -> Result<()> {
         self.checkpoint()?;
+        // The housekeeper has ended.
+        for leftover in std::mem::take(&mut *lock(&self.shared.removable)) {
+            let _ = leftover.remove(&*self.shared.storage);
+        }
         let lsn = self.shared.published().lsn;
         let current = self.superblock.current();
         if current.durable_lsn < lsn {

@@ -15,7 +15,7 @@ use crate::{
 pub(super) const HEADER_LEN: usize = 64;
 pub(super) const GROUP_ALIGN: usize = 512;
 const MAGIC: u32 = u32::from_le_bytes(*b"TMF1");
-const FRAME_ALIGN: usize = 8;
+pub(super) const FRAME_ALIGN: usize = 8;
 const VERSION: u8 = 1;
 const BATCH_ENTRY_LEN: usize = 24;
 const STAGED_ENTRY_LEN: usize = 32;

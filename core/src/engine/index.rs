@@ -31,6 +31,11 @@ impl SparseIndex {
         after.checked_sub(1).map(|i| self.entries[i])
     }
 
+    /// Offsets and positions, as far as they are noted.
+    pub(super) fn entries(&self) -> &[(i64, u64)] {
+        &self.entries
+    }
+
     /// Writes the index file: magic, CRC, the segment's length, entries. Whole or not at all.
     pub(super) fn write(&self, storage: &dyn Storage, path: &Path, segment_length: u64) -> Result<()> {
         let mut bytes = vec![0; FILE_HEADER_LEN];

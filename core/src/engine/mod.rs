@@ -9,8 +9,9 @@
 //! | `write_behind`, `checkpoint` | records into segments, and these made durable, a little at a time |
 //! | `manifest`, `superblock` | what a checkpoint leaves |
 //! | `recovery` | what a crash left, made whole |
+//! | `housekeeping` | what is done every so often, apart from all of these |
 //! | `catalog` | topics, positions, writers and schemas: the log's own topics in memory |
-//! | `threads` | the two threads that drive it all |
+//! | `threads` | the three threads that drive it all |
 //!
 //! This level speaks batches. What speaks records, and may one day be another machine's log, is [`crate::log::Log`].
 
@@ -19,7 +20,9 @@ mod checkpoint;
 mod commit;
 mod config;
 mod frame;
+mod housekeeping;
 mod index;
+pub mod inspect;
 mod manifest;
 mod partition;
 mod queue;
@@ -44,6 +47,7 @@ use tokio::sync::Semaphore;
 pub use catalog::{Entry, Table};
 pub use commit::Turn;
 pub use config::Config;
+pub use housekeeping::ChoreFailures;
 pub use partition::Damage;
 pub use queue::{Fence, Outcome};
 pub use recovery::RecoveryReport;
@@ -51,6 +55,7 @@ pub use threads::Stepper;
 
 use self::{
     catalog::{Catalog, position_key},
+    housekeeping::Bell,
     manifest::Manifest,
     partition::Partition,
     queue::{Queue, Work},
@@ -97,7 +102,7 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Opens the log in `data_dir`, making it where there is none, and starts its two threads.
+    /// Opens the log in `data_dir`, making it where there is none, and starts its three threads.
     ///
     /// # Errors
     /// `Unsupported` for a newer format, `Corrupt` where superblock or manifest are damaged, `Unavailable` for I/O.
@@ -260,7 +265,7 @@ impl Engine {
         self.topic(name)
     }
 
-    /// Deletes a topic and its records; its name is free when this returns, its disk space after the next checkpoint.
+    /// Deletes a topic and its records; its name is free when this returns, its disk space some seconds later.
     ///
     /// # Errors
     /// `NotFound`, or `Denied` for an internal topic.
@@ -499,6 +504,11 @@ impl Engine {
         all
     }
 
+    /// How each chore of housekeeping has fared, by its name. A failure there harms no append: it is tried again.
+    pub fn housekeeping(&self) -> BTreeMap<&'static str, ChoreFailures> {
+        self.shared.bell.failures()
+    }
+
     /// Waits until the log stops because of a failure, and returns it.
     pub async fn failure(&self) -> Error {
         loop {
@@ -638,6 +648,8 @@ fn new_shared(
         room: Condvar::new(),
         rooms: AtomicU64::new(0),
         doomed: Mutex::default(),
+        removable: Mutex::default(),
+        bell: Bell::default(),
         failure: OnceLock::new(),
         failed: tokio::sync::Notify::new(),
         next_transaction: AtomicU64::new(1),

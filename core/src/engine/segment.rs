@@ -71,6 +71,10 @@ impl Segment {
         }
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn base_offset(&self) -> i64 {
         self.base_offset
     }
@@ -89,7 +93,7 @@ impl Segment {
         lock(&self.index)
     }
 
-    fn file(&self, storage: &dyn Storage) -> Result<Arc<dyn StorageFile>> {
+    pub(super) fn file(&self, storage: &dyn Storage) -> Result<Arc<dyn StorageFile>> {
         if let Some(file) = &*lock(&self.file) {
             return Ok(Arc::clone(file));
         }

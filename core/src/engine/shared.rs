@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -13,6 +13,7 @@ use std::{
 use super::{
     catalog::{Catalog, Table, TopicChange},
     config::Config,
+    housekeeping::Bell,
     partition::Partition,
     queue::Queue,
     slots::SlotPool,
@@ -43,7 +44,35 @@ pub(super) struct WriterState {
     pub(super) dirty: BTreeSet<PartitionId>,
     /// Somebody waits for room in the ring or in the commit log.
     pub(super) urgent: bool,
+    /// Files wait for a manifest that no longer lists them.
+    pub(super) checkpoint_wanted: bool,
     pub(super) closing: bool,
+}
+
+/// What is to be removed from the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Doomed {
+    /// With all that is in it.
+    Folder(PathBuf),
+    #[expect(dead_code, reason = "segments go with retention")]
+    File(PathBuf),
+}
+
+impl Doomed {
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Folder(path) | Self::File(path) => path,
+        }
+    }
+
+    /// Removes it. What is gone already is no failure.
+    pub(super) fn remove(&self, storage: &dyn Storage) -> std::io::Result<()> {
+        let removed = match self {
+            Self::Folder(path) => storage.remove_dir(path),
+            Self::File(path) => storage.remove(path),
+        };
+        removed.or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+    }
 }
 
 pub(super) struct Shared {
@@ -75,8 +104,12 @@ pub(super) struct Shared {
     pub(super) room: Condvar,
     /// How often room was made; changes under the lock `writer`.
     pub(super) rooms: AtomicU64,
-    /// Folders of deleted partitions, removed after the next checkpoint.
-    pub(super) doomed: Mutex<Vec<PathBuf>>,
+    /// What nobody needs once a manifest is durable that was begun after it came here.
+    pub(super) doomed: Mutex<Vec<Doomed>>,
+    /// What no durable manifest lists: housekeeping removes it.
+    pub(super) removable: Mutex<Vec<Doomed>>,
+    /// Wakes the housekeeper, and keeps what it has to tell.
+    pub(super) bell: Bell,
     pub(super) failure: OnceLock<String>,
     pub(super) failed: tokio::sync::Notify,
     pub(super) next_transaction: AtomicU64,
@@ -178,9 +211,21 @@ impl Shared {
             state.tail.clear();
             drop(state);
             lock(&self.arrivals).retain(|(other, _)| *other != partition.id);
-            lock(&self.doomed).extend(partition.folder.parent().map(PathBuf::from));
+            self.doom(partition.folder.parent().map(|folder| Doomed::Folder(folder.to_path_buf())));
             partition.appended.notify_waiters();
         }
+        self.want_checkpoint();
+    }
+
+    /// Names what the partitions in memory no longer refer to; it goes after the next checkpoint.
+    pub(super) fn doom(&self, what: impl IntoIterator<Item = Doomed>) {
+        lock(&self.doomed).extend(what);
+    }
+
+    /// Asks the segment writer for a checkpoint soon, though the commit log may have room for long.
+    pub(super) fn want_checkpoint(&self) {
+        lock(&self.writer).checkpoint_wanted = true;
+        self.writer_work.notify_one();
     }
 
     /// Forgets the oldest written batches of the tails until the ring is within its budget.

@@ -44,6 +44,14 @@ impl Superblock {
         copy
     }
 
+    /// Both copies of a superblock's file; `None` for one that is not whole.
+    pub(super) fn copies(file: &dyn StorageFile) -> Result<[Option<Self>; 2]> {
+        let mut bytes = vec![0; 2 * COPY_LEN];
+        let read = file.read_at(&mut bytes, 0)?;
+        let copy = |i: usize| bytes[..read].chunks(COPY_LEN).nth(i).and_then(Self::decode);
+        Ok([copy(0), copy(1)])
+    }
+
     fn decode(copy: &[u8]) -> Option<Self> {
         let sound = copy.len() >= USED && &copy[..8] == MAGIC && copy[8..12] == crc32c(&copy[12..USED]).to_le_bytes();
         let number = |at: usize| u64::from_le_bytes(copy[at..at + 8].try_into().expect("eight bytes"));
@@ -79,9 +87,7 @@ impl SuperblockFile {
             std::io::ErrorKind::NotFound => Error::corrupt(format!("{} is missing", path.display())),
             _ => Error::from(e).context("open superblock"),
         })?;
-        let mut bytes = vec![0; 2 * COPY_LEN];
-        let read = file.read_at(&mut bytes, 0)?;
-        let current = bytes[..read].chunks(COPY_LEN).filter_map(Superblock::decode).max_by_key(|s| s.generation);
+        let current = Superblock::copies(&*file)?.into_iter().flatten().max_by_key(|s| s.generation);
         let current = current.ok_or_else(|| Error::corrupt(format!("{}: neither copy is whole", path.display())))?;
         Ok(Self { file, current })
     }

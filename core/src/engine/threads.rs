@@ -1,4 +1,4 @@
-//! The two threads of a log, and the stepper that does their work by hand.
+//! The three threads of a log, and the stepper that does their work by hand.
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     commit::{Committer, Turn},
+    housekeeping::Housekeeper,
     shared::{Shared, lock},
     write_behind::SegmentWriter,
 };
@@ -20,16 +21,18 @@ const QUIET_STEP: Duration = Duration::from_millis(20);
 /// Small amounts of records go into segments when they are this old.
 const WRITE_BEHIND: Duration = Duration::from_secs(1);
 
-/// Committer and segment writer, moved step by step by whoever holds it.
+/// Committer, segment writer and housekeeper, moved step by step by whoever holds it.
 pub struct Stepper {
     shared: Arc<Shared>,
     committer: Committer,
     writer: SegmentWriter,
+    housekeeper: Housekeeper,
 }
 
 impl Stepper {
     pub(super) fn new(committer: Committer, writer: SegmentWriter) -> Self {
-        Self { shared: Arc::clone(&committer.shared), committer, writer }
+        let shared = Arc::clone(&committer.shared);
+        Self { housekeeper: Housekeeper::new(Arc::clone(&shared)), shared, committer, writer }
     }
 
     /// Commits one group of what is queued.
@@ -75,6 +78,16 @@ impl Stepper {
         failing(&shared, self.writer.checkpoint())
     }
 
+    /// Does all that housekeeping finds to do now. What hinders it is told by `Engine::housekeeping`.
+    pub fn housekeep(&mut self) {
+        while self.housekeep_step() {}
+    }
+
+    /// Does one step of housekeeping, and tells whether this pass goes on.
+    pub fn housekeep_step(&mut self) -> bool {
+        self.housekeeper.step()
+    }
+
     /// Ends the log in order.
     ///
     /// # Errors
@@ -105,24 +118,31 @@ pub(super) struct Threads {
     shared: Arc<Shared>,
     committer: JoinHandle<Result<()>>,
     writer: JoinHandle<Result<()>>,
+    housekeeper: JoinHandle<()>,
 }
 
 impl Threads {
     pub(super) fn start(stepper: Stepper) -> Result<Self> {
-        let Stepper { shared, mut committer, mut writer } = stepper;
+        let Stepper { shared, mut committer, mut writer, mut housekeeper } = stepper;
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let committer = named("tm-committer").spawn(move || run_committer(&mut committer))?;
         let segment_writer = {
             let shared = Arc::clone(&shared);
             named("tm-segments").spawn(move || failing(&shared, run_writer(&mut writer)))?
         };
-        Ok(Self { shared, committer, writer: segment_writer })
+        let housekeeper = named("tm-housekeeper").spawn(move || {
+            let _guard = AbortOnPanic;
+            housekeeper.run();
+        })?;
+        Ok(Self { shared, committer, writer: segment_writer, housekeeper })
     }
 
-    /// Waits for both threads; the queue is closed already.
+    /// Waits for all threads; the queue is closed already.
     pub(super) fn join(self) -> Result<()> {
-        // A panic in either is a defect that leaves the log's state unknown: it ends the process.
+        // A panic in any of them is a defect that leaves the log's state unknown: it ends the process.
         let join = |handle: JoinHandle<Result<()>>| handle.join().unwrap_or_else(|_| std::process::abort());
+        self.shared.bell.close();
+        self.housekeeper.join().unwrap_or_else(|_| std::process::abort());
         let committed = join(self.committer);
         lock(&self.shared.writer).closing = true;
         self.shared.writer_work.notify_all();
@@ -188,6 +208,7 @@ fn run_writer(writer: &mut SegmentWriter) -> Result<()> {
         if all {
             whole = Instant::now();
         }
+        writer.serve_request()?;
     }
 }
 
@@ -199,6 +220,12 @@ fn await_work(writer: &mut SegmentWriter, shared: &Shared, whole: &mut Instant) 
         *whole = Instant::now();
     }
     while state.dirty.is_empty() && !state.urgent && !state.closing {
+        if state.checkpoint_wanted {
+            drop(state);
+            shared.check_alive()?;
+            writer.serve_request()?;
+            return Ok(None);
+        }
         if writer.checkpoint.is_none() {
             state = shared.writer_work.wait(state).unwrap_or_else(PoisonError::into_inner);
             *whole = Instant::now();

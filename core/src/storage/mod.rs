@@ -3,10 +3,12 @@
 //! Durability is named, never implied: bytes written are durable after [`StorageFile::sync`], names (files made,
 //! renamed, removed) after [`Storage::sync_dir`] of their folder.
 
+mod dry;
 mod os;
 
 use std::{io, path::Path, sync::Arc};
 
+pub use dry::DryStorage;
 pub use os::{OsLock, OsStorage};
 
 /// An open file. All access is by position; there is no cursor.

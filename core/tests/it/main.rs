@@ -5,6 +5,8 @@ mod contract;
 mod crash;
 mod damage;
 mod harness;
+mod housekeeping;
+mod inspect;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod model;
