@@ -103,6 +103,11 @@ impl Cluster {
         .await
     }
 
+    /// A client for questions that have no other.
+    pub(super) fn asking(&self) -> &Consumes {
+        &self.stable
+    }
+
     /// What every client of this cluster is set to.
     pub(super) fn config(&self) -> ClientConfig {
         config(&self.brokers)

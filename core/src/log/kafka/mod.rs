@@ -12,11 +12,14 @@
 mod cluster;
 mod error;
 mod fenced;
+mod groups;
+mod member;
 mod native;
 mod own;
 mod producer;
 mod reader;
 mod readers;
+mod rebalance;
 mod settings;
 mod tables;
 mod topics;
@@ -142,21 +145,21 @@ impl Session for KafkaSession {
         self.cluster.tables().put(&self.cluster, kept(table)?, key, value, expected).await
     }
 
-    async fn join(&self, _: &str, _: &[String], _: &MemberOptions) -> Result<Box<dyn Member>> {
-        Err(no_groups())
+    async fn join(&self, group: &str, topics: &[String], options: &MemberOptions) -> Result<Box<dyn Member>> {
+        groups::join(&self.cluster, group, topics, options).await
     }
 
-    async fn lease(&self, _: &str, _: u32) -> Result<Lease> {
-        Err(no_groups())
+    async fn lease(&self, group: &str, slots: u32) -> Result<Lease> {
+        groups::lease(&self.cluster, group, slots).await
     }
 
-    async fn committed(&self, _: &str, _: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
-        Err(no_groups())
+    async fn committed(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        groups::committed(&self.cluster, group, partitions).await
     }
-}
-
-fn no_groups() -> Error {
-    Error::unsupported("groups are not built in yet on this log")
 }
 
 /// Topics and writers are kept by the cluster itself.

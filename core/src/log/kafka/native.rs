@@ -1,5 +1,6 @@
-//! What the safe binding lacks, asked of librdkafka itself: topics with their identities, the cluster's identity without
-//! a leak, where one partition stands, and what a client that nobody polls has to say.
+//! What the safe binding lacks, asked of librdkafka itself: topics with their identities, the offsets of a group and what
+//! becomes of a commit, the cluster's identity without a leak, where one partition stands, and what a client that nobody
+//! polls has to say.
 #![expect(unsafe_code, reason = "these are reached through librdkafka's C interface only")]
 
 use std::{
@@ -7,10 +8,14 @@ use std::{
     time::Duration,
 };
 
-use rdkafka::{TopicPartitionList, bindings as c, client::Client};
+use rdkafka::{ClientContext, TopicPartitionList, bindings as c, client::Client, types::RDKafkaErrorCode as Code};
 
 use super::{cluster::Context, error::coded};
-use crate::{Error, ErrorKind, Result, log::Topic};
+use crate::{
+    Error, ErrorKind, Result,
+    log::{GroupOffset, Topic},
+    topic::TopicPartition,
+};
 
 /// What brokers before 2.8 tell for a topic's identity.
 const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
@@ -113,7 +118,7 @@ unsafe fn take(event: *mut c::rd_kafka_event_t) -> Result<Vec<Described>> {
             let name = text(c::rd_kafka_TopicDescription_name(described));
             let error = c::rd_kafka_TopicDescription_error(described);
             let code = c::rd_kafka_error_code(error).into();
-            if !error.is_null() && code != rdkafka::types::RDKafkaErrorCode::NoError {
+            if !error.is_null() && code != Code::NoError {
                 let error = coded(code, format!("topic {name:?}"));
                 match error.kind() {
                     ErrorKind::NotFound => continue,
@@ -132,6 +137,139 @@ unsafe fn take(event: *mut c::rd_kafka_event_t) -> Result<Vec<Described>> {
             topics.push(Described { topic: Topic { name, id, partitions: partitions as u32 }, internal });
         }
         Ok(topics)
+    }
+}
+
+/// What a group has committed of these partitions; those without an offset are left out. Blocks.
+pub(super) fn group_offsets(
+    client: &Client<Context>,
+    group: &str,
+    of: &TopicPartitionList,
+    time: Duration,
+) -> Result<Vec<(TopicPartition, GroupOffset)>> {
+    let name = CString::new(group).map_err(|_| Error::invalid("the name of a group holds a zero byte"))?;
+    let millis = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: all that is made here is destroyed here, after the answer, which borrows from the event, was copied. `name`,
+    // `of` and `client` outlive the calls. Each pointer that may be null is looked at first.
+    unsafe {
+        let rk = client.native_ptr();
+        let queue = c::rd_kafka_queue_new(rk);
+        let kind = c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS;
+        let options = c::rd_kafka_AdminOptions_new(rk, kind);
+        let mut told = [0; 256];
+        c::rd_kafka_AdminOptions_set_request_timeout(options, millis, told.as_mut_ptr(), told.len());
+        let mut wanted = c::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), of.ptr());
+        c::rd_kafka_ListConsumerGroupOffsets(rk, &raw mut wanted, 1, options, queue);
+        let event = c::rd_kafka_queue_poll(queue, millis.saturating_add(1000));
+        let offsets = match event.is_null() {
+            true => Err(Error::unavailable("the Kafka cluster does not tell a group's offsets in time")),
+            false => take_offsets(event, group),
+        };
+        if !event.is_null() {
+            c::rd_kafka_event_destroy(event);
+        }
+        c::rd_kafka_ListConsumerGroupOffsets_destroy(wanted);
+        c::rd_kafka_AdminOptions_destroy(options);
+        c::rd_kafka_queue_destroy(queue);
+        offsets
+    }
+}
+
+/// # Safety
+/// `event` is the answer to a question for the offsets of one group.
+unsafe fn take_offsets(event: *mut c::rd_kafka_event_t, group: &str) -> Result<Vec<(TopicPartition, GroupOffset)>> {
+    let what = || format!("offsets of group {group:?}");
+    // SAFETY: as the caller promises; what is read lives as long as the event, and is copied.
+    unsafe {
+        let code = c::rd_kafka_event_error(event);
+        if code != c::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(coded(code.into(), what()));
+        }
+        let result = c::rd_kafka_event_ListConsumerGroupOffsets_result(event);
+        let mut count = 0;
+        let groups = match result.is_null() {
+            true => std::ptr::null_mut(),
+            false => c::rd_kafka_ListConsumerGroupOffsets_result_groups(result, &mut count),
+        };
+        if groups.is_null() || count == 0 {
+            return Err(Error::internal("librdkafka answers a question for offsets with something else"));
+        }
+        let error = c::rd_kafka_group_result_error(*groups);
+        if !error.is_null() {
+            return Err(coded(c::rd_kafka_error_code(error).into(), what()));
+        }
+        let list = c::rd_kafka_group_result_partitions(*groups);
+        let mut offsets = Vec::new();
+        for i in 0..if list.is_null() { 0 } else { (*list).cnt as usize } {
+            let of = &*(*list).elems.add(i);
+            let partition = TopicPartition::new(text(of.topic), u32::try_from(of.partition).unwrap_or(u32::MAX));
+            if of.err != c::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return Err(coded(of.err.into(), partition));
+            }
+            if of.offset >= 0 {
+                let metadata = match of.metadata.is_null() {
+                    true => String::new(),
+                    // Of other programs it may be anything.
+                    false => String::from_utf8_lossy(std::slice::from_raw_parts(of.metadata.cast(), of.metadata_size))
+                        .into_owned(),
+                };
+                offsets.push((partition, GroupOffset { offset: of.offset, metadata }));
+            }
+        }
+        Ok(offsets)
+    }
+}
+
+/// The answers to a consumer's commits. The binding tells of a commit either nothing or nothing of its partitions.
+pub(super) struct Commits {
+    queue: *mut c::rd_kafka_queue_t,
+}
+
+impl Commits {
+    /// Must be dropped before the client.
+    pub(super) fn of<C: ClientContext>(client: &Client<C>) -> Self {
+        // SAFETY: the queue is this one's own until it is dropped.
+        Self { queue: unsafe { c::rd_kafka_queue_new(client.native_ptr()) } }
+    }
+
+    /// Sends a commit.
+    pub(super) fn send<C: ClientContext>(&self, client: &Client<C>, list: &TopicPartitionList) -> Result<(), Code> {
+        // SAFETY: the list is copied; the answer goes to the queue.
+        let code = unsafe {
+            c::rd_kafka_commit_queue(client.native_ptr(), list.ptr(), self.queue, None, std::ptr::null_mut())
+        };
+        outcome(code)
+    }
+
+    /// What became of the oldest commit, if it is known: its own error, or the first of a partition.
+    pub(super) fn take(&self) -> Option<Result<(), Code>> {
+        // SAFETY: the event is looked at, and then destroyed, once; the list is part of it.
+        unsafe {
+            let event = c::rd_kafka_queue_poll(self.queue, 0);
+            if event.is_null() {
+                return None;
+            }
+            let list = c::rd_kafka_event_topic_partition_list(event);
+            let count = if list.is_null() { 0 } else { (*list).cnt as usize };
+            let mut codes = (0..count).map(|i| outcome((*(*list).elems.add(i)).err));
+            let told = codes.find(Result::is_err).unwrap_or_else(|| outcome(c::rd_kafka_event_error(event)));
+            c::rd_kafka_event_destroy(event);
+            Some(told)
+        }
+    }
+}
+
+impl Drop for Commits {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has the queue.
+        unsafe { c::rd_kafka_queue_destroy(self.queue) };
+    }
+}
+
+fn outcome(code: c::rd_kafka_resp_err_t) -> Result<(), Code> {
+    match code {
+        c::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+        code => Err(code.into()),
     }
 }
 

@@ -109,7 +109,7 @@ async fn replace(cluster: &Arc<Cluster>, name: &str, change: &TopicChange) -> Re
     }
 }
 
-async fn grow(cluster: &Arc<Cluster>, name: &str, count: u32) -> Result<()> {
+pub(super) async fn grow(cluster: &Arc<Cluster>, name: &str, count: u32) -> Result<()> {
     let present = topics::partitions_of(cluster, name).await?.unwrap_or(0);
     if count == present {
         return Ok(());

@@ -191,6 +191,11 @@ pub(super) async fn await_partitions(cluster: &Arc<Cluster>, name: &str, count: 
 
 pub(super) async fn delete(cluster: &Arc<Cluster>, name: &str) -> Result<()> {
     deny_internal(name)?;
+    remove(cluster, name).await
+}
+
+/// Deletes any topic, and waits until that is known.
+pub(super) async fn remove(cluster: &Arc<Cluster>, name: &str) -> Result<()> {
     validate_name(name).map_err(|_| missing(name))?;
     let deleted = cluster.admin.delete_topics(&[name], &options()).await;
     match deleted.map_err(|e| from_kafka(&e, format!("delete topic {name:?}")))?.pop() {
