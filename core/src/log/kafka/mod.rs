@@ -22,6 +22,8 @@ mod readers;
 mod rebalance;
 mod settings;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod topics;
 mod writer;
 

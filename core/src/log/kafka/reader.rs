@@ -51,6 +51,7 @@ impl Consuming {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
+            .set("check.crcs", "true")
             // A reader that is moved waits for the request that is under way.
             .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "50")

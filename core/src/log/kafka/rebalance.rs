@@ -183,9 +183,9 @@ impl Told {
     }
 
     /// Whether all these are the member's own, as far as it and the group know.
-    pub(super) fn owns<'a>(&self, mut of: impl Iterator<Item = &'a TopicPartition>) -> bool {
+    pub(super) fn owns<'a>(&self, of: impl IntoIterator<Item = &'a TopicPartition>) -> bool {
         let state = self.state();
-        state.ended.is_none() && !state.is_lost() && of.all(|of| state.own.contains(of))
+        state.ended.is_none() && !state.is_lost() && of.into_iter().all(|of| state.own.contains(of))
     }
 
     /// The member has ended, and says why from now on.
@@ -201,5 +201,102 @@ impl Told {
         let mut state = self.state();
         state.closing = true;
         state.revocation.take().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(3600);
+
+    fn set<const N: usize>(partitions: [u32; N]) -> Partitions {
+        partitions.into_iter().map(|partition| TopicPartition::new("a", partition)).collect()
+    }
+
+    fn having(own: Partitions) -> Told {
+        let told = Told::default();
+        told.assigned(own.clone());
+        assert_eq!(told.next().unwrap(), Some(Change::Assigned(own)));
+        told
+    }
+
+    #[test]
+    fn a_revocation_is_answered_when_the_member_asks_again() {
+        let told = having(set([0, 1]));
+        assert!(told.revoked(set([1]), false));
+        assert_eq!(told.due(false, PATIENCE, false), Due::Nothing, "it does not know yet");
+        assert_eq!(told.next().unwrap(), Some(Change::Revoked(set([1]))));
+        assert_eq!(told.due(false, PATIENCE, false), Due::Nothing, "it may still work");
+        assert!(told.owns(&set([0, 1])));
+        assert!(told.answer());
+        assert!(!told.owns(&set([1])));
+        assert_eq!(told.due(false, PATIENCE, true), Due::Nothing, "its last commit is under way");
+        assert_eq!(told.due(false, PATIENCE, false), Due::LetGo);
+        assert_eq!(told.due(false, PATIENCE, false), Due::Nothing);
+        assert!(!told.answer());
+    }
+
+    #[test]
+    fn what_was_never_told_is_let_go_at_once() {
+        let told = having(set([0]));
+        told.assigned(set([1, 2]));
+        assert!(told.revoked(set([1]), false));
+        assert_eq!(told.due(false, PATIENCE, false), Due::LetGo);
+        assert_eq!(told.next().unwrap(), Some(Change::Assigned(set([2]))));
+        assert_eq!(told.next().unwrap(), None);
+    }
+
+    #[test]
+    fn nothing_is_committed_between_a_loss_and_its_news() {
+        let told = having(set([0]));
+        told.assigned(set([1]));
+        assert!(told.revoked(set([0, 1]), true));
+        // It is back before it knows, and has the same again.
+        told.assigned(set([0]));
+        assert!(!told.owns(&set([0])), "another may have had it");
+        assert_eq!(told.due(false, PATIENCE, false), Due::LetGo);
+        assert_eq!(told.next().unwrap(), Some(Change::Lost(set([0]))));
+        assert!(!told.owns(&set([0])));
+        assert_eq!(told.next().unwrap(), Some(Change::Assigned(set([0]))));
+        assert!(told.owns(&set([0])));
+    }
+
+    #[test]
+    fn who_takes_too_long_is_out_until_it_knows() {
+        let told = having(set([0]));
+        assert!(told.revoked(set([0]), false));
+        assert_eq!(told.due(false, Duration::ZERO, false), Due::Expel);
+        assert!(!told.owns(&set([0])));
+        assert!(!told.revoked(set([0]), false), "what comes of leaving is answered at once");
+        told.assigned(set([0]));
+        assert_eq!(told.due(false, Duration::ZERO, false), Due::Nothing);
+        assert_eq!(told.next().unwrap(), Some(Change::Lost(set([0]))));
+        assert_eq!(told.due(false, Duration::ZERO, false), Due::Return);
+        assert_eq!(told.due(false, Duration::ZERO, false), Due::Nothing);
+    }
+
+    #[test]
+    fn a_group_that_does_not_wait_takes_everything() {
+        let told = having(set([0, 1]));
+        assert!(told.revoked(set([1]), false));
+        assert_eq!(told.next().unwrap(), Some(Change::Revoked(set([1]))));
+        assert_eq!(told.due(true, PATIENCE, false), Due::Nothing);
+        assert!(!told.owns(&set([0])));
+        assert_eq!(told.due(true, PATIENCE, false), Due::LetGo);
+        assert!(!told.answer(), "there is nothing to answer any more");
+        assert_eq!(told.next().unwrap(), Some(Change::Lost(set([0, 1]))));
+    }
+
+    #[test]
+    fn the_end_comes_after_what_was_before_it() {
+        let told = having(set([0]));
+        told.assigned(set([1]));
+        told.end(ErrorKind::Conflict, "fenced".into());
+        assert!(!told.owns(&set([0])));
+        assert_eq!(told.next().unwrap(), Some(Change::Assigned(set([1]))));
+        for _ in 0..2 {
+            assert_eq!(told.next(), Err((ErrorKind::Conflict, "fenced".into())));
+        }
     }
 }

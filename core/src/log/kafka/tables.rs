@@ -237,3 +237,27 @@ async fn pause(attempt: u64) {
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), attempt);
     tokio::time::sleep(Duration::from_millis(10 + random % (50 * (attempt + 1)))).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_that_is_too_old_or_of_another_topic_is_read_anew() {
+        let read = || {
+            let mut view = View { read_ms: 1_000, next: 7, ..View::default() };
+            view.entries.insert("k".into(), Entry { version: 6, value: "v".into() });
+            view
+        };
+        let kept = |end, now_ms| {
+            let mut view = read();
+            view.check(end, now_ms);
+            (view.next, view.entries.len(), view.read_ms)
+        };
+        assert_eq!(kept(7, 1_000), (7, 1, 1_000));
+        assert_eq!(kept(9, 3_600_999), (7, 1, 3_600_999));
+        assert_eq!(kept(9, 3_601_000), (0, 0, 3_601_000), "a tombstone may have come and gone");
+        assert_eq!(kept(9, 999), (0, 0, 999), "the clock went back: nobody knows how long it was");
+        assert_eq!(kept(6, 1_001), (0, 0, 1_001), "the topic was made anew");
+    }
+}

@@ -28,6 +28,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a broker may lag behind the cluster's controller.
 const LAG_TIME: Duration = Duration::from_secs(5);
 
+/// How long the controller has to say what it knows.
+const ASK_TIME: Duration = Duration::from_secs(2);
+
 /// The cluster's own topics, which it makes itself when it needs them.
 const CLUSTERS_OWN: [&str; 4] =
     ["__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"];
@@ -94,7 +97,7 @@ async fn lags(cluster: &Cluster, name: &str, deadline: Instant) -> Result<bool> 
     }
     // The controller knows of all topics. It is asked whether it would make this one.
     let topic = NewTopic::new(name, 1, TopicReplication::Fixed(-1));
-    let would = cluster.admin.create_topics([&topic], &options().validate_only(true)).await;
+    let would = cluster.admin.create_topics([&topic], &question()).await;
     let exists = match would.unwrap_or_default().pop() {
         Some(Err((_, Code::TopicAlreadyExists))) => Some(true),
         Some(Ok(_)) => Some(false),
@@ -113,6 +116,11 @@ async fn lags(cluster: &Cluster, name: &str, deadline: Instant) -> Result<bool> 
 
 fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(REQUEST_TIME)).operation_timeout(Some(REQUEST_TIME))
+}
+
+/// As [`options`], for what is only asked.
+fn question() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(ASK_TIME)).operation_timeout(Some(ASK_TIME)).validate_only(true)
 }
 
 /// The error for a topic that does not exist.
@@ -235,6 +243,6 @@ async fn is_grown(cluster: &Cluster, of: &TopicPartition) -> bool {
         return false;
     }
     let more = NewPartitions::new(&of.topic, of.partition as usize + 1);
-    let would = cluster.admin.create_partitions([&more], &options().validate_only(true)).await;
+    let would = cluster.admin.create_partitions([&more], &question()).await;
     matches!(would.unwrap_or_default().pop(), Some(Err((_, Code::InvalidPartitions))))
 }
