@@ -62,7 +62,7 @@ impl ErrorKind {
     }
 }
 
-/// Why a producer's request was refused, where its protocol tells more cases apart than [`ErrorKind`] does. The kind is
+/// Why a request was refused, where its protocol tells more cases apart than [`ErrorKind`] does. The kind is
 /// what most callers act on; a listener maps the reason to its protocol's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -91,6 +91,8 @@ pub enum Reason {
     InvalidTransactionState,
     /// The time-out is longer than the log grants, or none at all.
     InvalidTransactionTimeout,
+    /// There is no room on the disk.
+    DiskFull,
 }
 
 impl Reason {
@@ -109,6 +111,7 @@ impl Reason {
             Self::InvalidProducerId => "invalid_producer_id",
             Self::InvalidTransactionState => "invalid_transaction_state",
             Self::InvalidTransactionTimeout => "invalid_transaction_timeout",
+            Self::DiskFull => "disk_full",
         }
     }
 }
@@ -193,6 +196,11 @@ impl Error {
         self.inner.kind
     }
 
+    /// Whether a write failed because there is no room on the disk.
+    pub fn is_disk_full(&self) -> bool {
+        self.inner.reason == Some(Reason::DiskFull)
+    }
+
     /// The message without context and cause.
     pub fn message(&self) -> &str {
         &self.inner.message
@@ -240,6 +248,10 @@ impl From<std::io::Error> for Error {
             Io::PermissionDenied => ErrorKind::Denied,
             _ => ErrorKind::Unavailable,
         };
-        Self::new(kind, error.to_string())
+        let disk_full = matches!(error.kind(), Io::StorageFull | Io::QuotaExceeded);
+        let text = if disk_full { format!("disk full: {error}") } else { error.to_string() };
+        let mut error = Self::new(kind, text);
+        error.inner.reason = disk_full.then_some(Reason::DiskFull);
+        error
     }
 }

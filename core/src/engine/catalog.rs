@@ -30,12 +30,14 @@ pub enum Table {
     Groups,
     /// Ids of producers, and transactions of Kafka's protocol by their id.
     Producers,
+    /// Where partitions begin whose records were deleted, by the partition's number.
+    LogStarts,
 }
 
 impl Table {
     /// All tables, by their partition's number.
-    pub const ALL: [Self; 6] =
-        [Self::Topics, Self::Positions, Self::Writers, Self::Schemas, Self::Groups, Self::Producers];
+    pub const ALL: [Self; 7] =
+        [Self::Topics, Self::Positions, Self::Writers, Self::Schemas, Self::Groups, Self::Producers, Self::LogStarts];
 
     /// The partition that holds the table.
     pub fn partition(self) -> PartitionId {
@@ -55,6 +57,7 @@ impl Table {
             Self::Schemas => "schemas",
             Self::Groups => "groups",
             Self::Producers => "producers",
+            Self::LogStarts => "log_starts",
         };
         format!("{INTERNAL_PREFIX}{name}")
     }
@@ -83,6 +86,8 @@ pub(super) enum TopicChange {
     /// Other settings, or more partitions.
     Changed(TopicInfo),
     Deleted(TopicInfo),
+    /// Records of a partition were deleted below an offset.
+    LogStart(PartitionId, i64),
 }
 
 impl Catalog {
@@ -103,6 +108,12 @@ impl Catalog {
         self.table(Table::Topics).values().filter_map(|entry| serde_json::from_str(&entry.value).ok()).collect()
     }
 
+    /// Where partitions begin whose records were deleted.
+    pub(super) fn log_starts(&self) -> Vec<(PartitionId, i64)> {
+        let starts = self.table(Table::LogStarts).iter();
+        starts.filter_map(|(id, entry)| Some((PartitionId(id.parse().ok()?), entry.value.parse().ok()?))).collect()
+    }
+
     pub(super) fn writer_epoch(&self, owner: &str) -> u64 {
         self.table(Table::Writers).get(owner).and_then(|entry| entry.value.parse().ok()).unwrap_or(0)
     }
@@ -110,7 +121,7 @@ impl Catalog {
     /// Checks that a batch for an internal topic can be applied once it is durable, when nobody may refuse it any more.
     pub(super) fn check(partition: PartitionId, batch: &Batch) -> Result<()> {
         let Some(table) = Table::of(partition) else { return Ok(()) };
-        if table == Table::Topics {
+        if matches!(table, Table::Topics | Table::Producers | Table::LogStarts) {
             return Err(Error::invalid(format!("{} is not appended to", table.topic())));
         }
         for record in batch.records() {
@@ -142,6 +153,11 @@ impl Catalog {
             if table == Table::Topics {
                 changes.extend(self.topic_change(&key, value.as_deref())?);
             }
+            if table == Table::LogStarts
+                && let (Ok(id), Some(Ok(to))) = (key.parse(), value.as_deref().map(str::parse))
+            {
+                changes.push(TopicChange::LogStart(PartitionId(id), to));
+            }
             match value {
                 Some(value) => self.tables[table as usize].insert(key, Entry { version: record.offset, value }),
                 None => self.tables[table as usize].remove(&key),
@@ -151,7 +167,13 @@ impl Catalog {
     }
 
     fn topic_change(&mut self, name: &str, value: Option<&str>) -> Result<Option<TopicChange>> {
-        let Some(value) = value else { return Ok(self.topic(name).map(TopicChange::Deleted)) };
+        let Some(value) = value else {
+            let deleted = self.topic(name);
+            for id in deleted.iter().flat_map(|info| &info.partitions) {
+                self.tables[Table::LogStarts as usize].remove(&id.0.to_string());
+            }
+            return Ok(deleted.map(TopicChange::Deleted));
+        };
         let info: TopicInfo = serde_json::from_str(value)
             .map_err(|e| Error::corrupt(format!("topic record of {name:?} is malformed")).with_source(e))?;
         let after = info.partitions.iter().map(|p| p.0 + 1).max().unwrap_or(0);

@@ -9,10 +9,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::{Arc, atomic::Ordering},
 };
 
 use super::{
+    full_disk::Hindered,
     manifest::{self, Manifest},
     shared::{Doomed, lock, unwritten_of},
     superblock::Superblock,
@@ -26,8 +28,8 @@ const SYNC_COST: u64 = 512 << 10;
 /// With less room than this, a checkpoint is not spread out.
 const LEAST_ROOM: u64 = 16 << 10;
 
-/// Steps of a checkpoint that was asked for, before the segment writer looks at what else there is.
-const REQUEST_STEPS: usize = 64;
+/// Segments that are ended at housekeeping's wish before the segment writer looks at what else there is.
+const ROLLS_AT_ONCE: usize = 16;
 
 enum Step {
     Write(PartitionId),
@@ -35,6 +37,11 @@ enum Step {
     /// One of the folders with new names, which the segment writer lists.
     Folder,
     End,
+}
+
+/// The error of a sync: whatever it was, nobody knows what the disk holds, and nothing is tried again.
+fn unknown(error: Error) -> Error {
+    Error::new(error.kind(), error.to_string())
 }
 
 /// A checkpoint on its way.
@@ -148,10 +155,9 @@ impl SegmentWriter {
         let published = *self.shared.published();
         let lsn = published.oldest_staged_lsn.map_or(published.lsn, |staged| staged.min(published.lsn));
         let before = self.superblock.current().checkpoint_lsn;
-        if lsn <= before && !lock(&self.shared.writer).checkpoint_wanted {
+        if lsn <= before {
             return;
         }
-        let lsn = lsn.max(before);
         let mut ids: Vec<_> = lock(&self.shared.writer).dirty.iter().copied().collect();
         ids.extend(self.unsynced.keys());
         let cost = |id: PartitionId| {
@@ -212,6 +218,10 @@ impl SegmentWriter {
         while self.checkpoint.is_some() {
             self.checkpoint_step()?;
         }
+        if !lock(&self.shared.doomed).is_empty() {
+            self.shared.want_checkpoint();
+        }
+        self.serve_requests()?;
         self.tell_progress();
         Ok(())
     }
@@ -227,7 +237,8 @@ impl SegmentWriter {
             return Ok(());
         }
         for segment in segments {
-            segment.sync(&*self.shared.storage).map_err(|e| e.context(format!("sync {}", partition.name)))?;
+            let synced = segment.sync(&*self.shared.storage);
+            synced.map_err(|e| unknown(e).context(format!("sync {}", partition.name)))?;
         }
         partition.state_mut().synced_offset = written;
         Ok(())
@@ -239,7 +250,7 @@ impl SegmentWriter {
         match self.shared.storage.sync_dir(&folder) {
             // A folder may be gone with its topic.
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::from(error).context(format!("sync folder {}", folder.display())))
+                Err(unknown(error.into()).context(format!("sync folder {}", folder.display())))
             }
             _ => Ok(true),
         }
@@ -248,23 +259,49 @@ impl SegmentWriter {
     /// Names, manifest, superblock, in this order: each is durable before the next tells of it.
     fn end_checkpoint(&mut self) -> Result<()> {
         let Some(&Checkpoint { lsn, durable_lsn, .. }) = self.checkpoint.as_ref() else { return Ok(()) };
-        let storage = Arc::clone(&self.shared.storage);
+        self.write_manifest(lsn, durable_lsn)
+    }
+
+    fn write_manifest(&mut self, lsn: u64, durable_lsn: u64) -> Result<()> {
         while self.sync_folder()? {}
         let old = self.superblock.current();
         let number = old.manifest + 1;
         lock(&self.shared.writer).checkpoint_wanted = false;
         // What is named from now on may still be listed by this manifest.
         let doomed = std::mem::take(&mut *lock(&self.shared.doomed));
-        Manifest::of(&self.shared).write(&*storage, &manifest::path(&self.shared.data_dir, number))?;
+        let content = Manifest::of(&self.shared).encode()?;
+        self.manifest_bytes = content.len();
+        if let Err(error) = self.place_manifest(&manifest::path(&self.shared.data_dir, number), &content, &doomed) {
+            if error.is_disk_full() {
+                self.note_full(Hindered::Manifest, Some(&error));
+            }
+            lock(&self.shared.writer).checkpoint_wanted = !doomed.is_empty();
+            self.shared.doom(doomed);
+            return Err(error.context("write the manifest"));
+        }
+        self.note_full(Hindered::Manifest, None);
         // Twice: what the other copy needs is about to go, and either copy alone must do.
         for _ in 0..2 {
             let current = self.superblock.current();
-            self.superblock.write(Superblock { checkpoint_lsn: lsn, durable_lsn, manifest: number, ..current })?;
+            let next = Superblock { checkpoint_lsn: lsn, durable_lsn, manifest: number, ..current };
+            self.superblock.write(next).map_err(unknown)?;
         }
         self.shared.checkpoint_lsn.store(lsn, Ordering::Release);
         lock(&self.shared.slots).release(lsn);
         self.remove_leftovers(old.manifest, doomed);
         Ok(())
+    }
+
+    /// Writes the manifest; over the reserve where the disk is full and it frees something.
+    fn place_manifest(&mut self, path: &Path, content: &[u8], doomed: &[Doomed]) -> Result<()> {
+        let storage = Arc::clone(&self.shared.storage);
+        let Err(error) = storage.write_atomically(path, content).map_err(Error::from) else { return Ok(()) };
+        let _ = storage.remove(&path.with_extension("tmp"));
+        if !error.is_disk_full() || doomed.is_empty() {
+            return Err(error);
+        }
+        tracing::warn!("the manifest takes the reserve: the disk is full");
+        Ok(self.write_over_reserve(path, content)?)
     }
 
     /// What an earlier checkpoint needed and this one does not. Failing to remove it harms nothing.
@@ -278,16 +315,29 @@ impl SegmentWriter {
         }
     }
 
-    /// Begins a checkpoint that was asked for, or takes it further for a little while.
-    pub(super) fn serve_request(&mut self) -> Result<()> {
-        if !lock(&self.shared.writer).checkpoint_wanted {
-            return Ok(());
-        }
-        for _ in 0..REQUEST_STEPS {
-            self.checkpoint_step()?;
-            if self.checkpoint.is_none() {
-                break;
+    /// Does what housekeeping asked for: ends segments, writes a manifest without what files wait for.
+    pub(super) fn serve_requests(&mut self) -> Result<()> {
+        let rolls = {
+            let mut writer = lock(&self.shared.writer);
+            let mut rolls = std::mem::take(&mut writer.rolls);
+            if let Some(next) = rolls.iter().nth(ROLLS_AT_ONCE).copied() {
+                writer.rolls = rolls.split_off(&next);
             }
+            rolls
+        };
+        for id in &rolls {
+            if let Ok(partition) = self.shared.partition(*id) {
+                self.roll(&partition)?;
+            }
+        }
+        if !rolls.is_empty() {
+            self.shared.bell.ring();
+        }
+        if lock(&self.shared.writer).checkpoint_wanted {
+            // No record need be synced for it: replay goes on to begin where it does.
+            let lsn = self.superblock.current().checkpoint_lsn;
+            let durable_lsn = self.shared.published().lsn;
+            self.write_manifest(lsn, durable_lsn)?;
         }
         Ok(())
     }

@@ -14,7 +14,13 @@ use std::{
     time::Duration,
 };
 
-use super::shared::{Shared, lock};
+use super::{
+    compact::Compactor,
+    leftovers::Leftovers,
+    retention::Retention,
+    shared::{Shared, lock},
+    transactions::Expiry,
+};
 use crate::{Error, Result};
 
 /// All chores have a turn at least this often.
@@ -39,11 +45,20 @@ pub(super) trait Chore: Send {
     /// # Errors
     /// Whatever hinders it; it is tried again at the next pass.
     fn step(&mut self, shared: &Arc<Shared>) -> Result<Progress>;
+
+    /// The log is closing: what was begun and cannot be ended is taken back.
+    fn stop(&mut self, _shared: &Arc<Shared>) {}
 }
 
 /// All chores, in the order of their turns.
-fn chores() -> Vec<Box<dyn Chore>> {
-    vec![Box::new(Removal)]
+fn chores(manifest: u64) -> Vec<Box<dyn Chore>> {
+    vec![
+        Box::new(Leftovers::new(manifest)),
+        Box::new(Retention::default()),
+        Box::new(Removal),
+        Box::new(Expiry),
+        Box::<Compactor>::default(),
+    ]
 }
 
 /// Removes what no manifest lists any more, a file or a folder a step: a large one takes the file system a while.
@@ -149,8 +164,9 @@ pub(super) struct Housekeeper {
 }
 
 impl Housekeeper {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, chores: chores(), open: VecDeque::new() }
+    /// A housekeeper of a log that was just opened; `manifest` is the one in force.
+    pub(super) fn new(shared: Arc<Shared>, manifest: u64) -> Self {
+        Self { shared, chores: chores(manifest), open: VecDeque::new() }
     }
 
     /// Does one step of the next chore, beginning a pass where none is open; tells whether the pass goes on.
@@ -168,12 +184,18 @@ impl Housekeeper {
         !self.open.is_empty()
     }
 
+    /// Ends what the chores have begun.
+    pub(super) fn stop(&mut self) {
+        self.chores.iter_mut().for_each(|chore| chore.stop(&self.shared));
+    }
+
     /// The thread's work: passes until the log closes or fails.
     pub(super) fn run(&mut self) {
         let go_on = |shared: &Shared| !shared.bell.closing() && shared.check_alive().is_ok();
         while self.shared.bell.wait() && go_on(&self.shared) {
             while self.step() && go_on(&self.shared) {}
         }
+        self.stop();
     }
 }
 

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     catalog::Catalog,
+    compact::Compacted,
     partition::{Damage, Partition},
+    producers::Snapshot,
     segment::SegmentEntry,
     shared::Shared,
 };
@@ -28,8 +30,14 @@ pub(super) struct PartitionEntry {
     /// Offset up to which the segments listed hold everything.
     pub(super) written_offset: i64,
     pub(super) segments: Vec<SegmentEntry>,
+    /// How far the segments are compacted.
+    #[serde(default, skip_serializing_if = "Compacted::is_none")]
+    pub(super) compacted: Compacted,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) damage: Vec<Damage>,
+    /// Left out where no producer is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) producers: Option<Snapshot>,
 }
 
 pub(super) fn path(data_dir: &Path, number: u64) -> PathBuf {
@@ -50,14 +58,15 @@ impl Manifest {
         Self { catalog: shared.catalog().clone(), partitions }
     }
 
-    pub(super) fn write(&self, storage: &dyn Storage, path: &Path) -> Result<()> {
+    /// The whole file.
+    pub(super) fn encode(&self) -> Result<Vec<u8>> {
         let body = serde_json::to_vec(self).map_err(|e| Error::internal("encode the manifest").with_source(e))?;
         let mut bytes = Vec::with_capacity(HEADER_LEN + body.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&crc32c(&body).to_le_bytes());
         bytes.extend_from_slice(&body);
-        Ok(storage.write_atomically(path, &bytes)?)
+        Ok(bytes)
     }
 
     pub(super) fn read(storage: &dyn Storage, path: &Path) -> Result<Self> {
@@ -81,6 +90,8 @@ fn entry_of(partition: &Partition) -> PartitionEntry {
         log_start_offset: state.log_start_offset,
         written_offset: state.synced_offset,
         segments: state.segments.iter().filter_map(|s| s.durable_entry()).collect(),
+        compacted: state.compacted,
         damage: state.damage.clone(),
+        producers: state.producers.snapshot(state.log_start_offset, state.durable_offset),
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::segment::Segment;
+use super::{compact::Compacted, producers::Producers, segment::Segment};
 use crate::{
     Error, Result,
     batch::Batch,
@@ -50,7 +50,11 @@ pub(super) struct State {
     pub(super) synced_offset: i64,
     pub(super) tail: VecDeque<Batch>,
     pub(super) segments: Vec<Arc<Segment>>,
+    pub(super) compacted: Compacted,
+    /// The newest generation of a segment's file that there was.
+    pub(super) generation: u32,
     pub(super) damage: Vec<Damage>,
+    pub(super) producers: Producers,
     pub(super) deleted: bool,
 }
 
@@ -63,7 +67,10 @@ impl Partition {
             synced_offset: 0,
             tail: VecDeque::new(),
             segments: Vec::new(),
+            compacted: Compacted::default(),
+            generation: 0,
             damage: Vec::new(),
+            producers: Producers::default(),
             deleted: false,
         };
         Self { id, name, folder, state: RwLock::new(state), config: RwLock::default(), appended: Notify::new() }
@@ -86,12 +93,15 @@ impl Partition {
         self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Makes a durable batch visible.
-    pub(super) fn publish(&self, batch: Batch) {
+    /// Makes a durable batch visible; `now_ms` counts where it tells of a producer. Tells how many more producers are
+    /// known than before.
+    pub(super) fn publish(&self, batch: Batch, now_ms: i64) -> usize {
         let mut state = self.state_mut();
         debug_assert!(batch.header().base_offset >= state.durable_offset, "offsets only grow");
         state.durable_offset = batch.header().next_offset();
+        let added = state.producers.apply(&batch, now_ms);
         state.tail.push_back(batch);
+        added
     }
 
     /// Notes lost records once; finding them again at a later recovery adds nothing.
@@ -127,10 +137,7 @@ impl Partition {
     ) -> Result<(Vec<Batch>, i64)> {
         let state = self.state();
         if offset < state.log_start_offset || offset > state.durable_offset {
-            return Err(Error::invalid(format!(
-                "offset {offset} of {} is out of range {}..{}",
-                self.name, state.log_start_offset, state.durable_offset
-            )));
+            return Err(self.out_of_range(&state, offset));
         }
         let end = self.readable_end(&state, offset, end.min(state.durable_offset))?;
         if offset >= end {
@@ -144,15 +151,43 @@ impl Partition {
             let segments: Vec<_> = state.segments[after.saturating_sub(1)..].iter().take(2).cloned().collect();
             drop(state);
             let read = self.read_segments(storage, &segments, offset, max_bytes);
-            if read.is_err() && self.state().deleted {
-                return Err(Error::not_found(format!("{} was deleted", self.name)));
+            // Its file may have gone while it was read.
+            match read {
+                Ok(batches) => batches,
+                Err(_) if !segments.iter().all(|segment| self.lists(segment)) && self.gone_below(offset).is_none() => {
+                    // Others have taken its place.
+                    return self.read(storage, offset, max_bytes, end);
+                }
+                Err(error) => return Err(self.gone_below(offset).unwrap_or(error)),
             }
-            read?
         };
         // A batch may span `end` only where a reader's own bound lies inside it.
         let batches: Vec<_> = batches.into_iter().take_while(|b| b.header().base_offset < end).collect();
         let next = batches.last().map_or(end, |b| b.header().next_offset().min(end));
         Ok((batches, next))
+    }
+
+    pub(super) fn out_of_range(&self, state: &State, offset: i64) -> Error {
+        let State { log_start_offset, durable_offset, .. } = state;
+        Error::invalid(format!("offset {offset} of {} is out of range {log_start_offset}..{durable_offset}", self.name))
+    }
+
+    /// Whether a segment still is the partition's: retention may have taken it away, compaction replaced it.
+    pub(super) fn lists(&self, segment: &Arc<Segment>) -> bool {
+        self.state().segments.iter().any(|other| Arc::ptr_eq(other, segment))
+    }
+
+    /// Why a read failed, if its topic was deleted meanwhile.
+    pub(super) fn gone(&self) -> Option<Error> {
+        self.state().deleted.then(|| Error::not_found(format!("{} was deleted", self.name)))
+    }
+
+    /// Why a read at `offset` failed, if that is no longer kept.
+    fn gone_below(&self, offset: i64) -> Option<Error> {
+        let state = self.state();
+        let below = (offset < state.log_start_offset).then(|| self.out_of_range(&state, offset));
+        drop(state);
+        self.gone().or(below)
     }
 
     /// A gap of offsets may lie between two segments: then the second one has the records.

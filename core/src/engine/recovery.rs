@@ -101,6 +101,7 @@ pub(super) fn recover(shared: &Arc<Shared>, superblock: &mut SuperblockFile) -> 
         suspicion: String::new(),
     };
     let (end_lsn, proven_crc) = replay.run(&found, before.checkpoint_lsn)?;
+    raise_ends(shared);
     replay.condemn_suspects();
     let Replay { mut report, unproven, .. } = replay;
     report.end_lsn = end_lsn;
@@ -338,9 +339,10 @@ impl Replay<'_> {
         if header.base_offset < next {
             return Ok(());
         }
-        if header.base_offset > next {
+        let expected = next.max(partition.state().log_start_offset);
+        if header.base_offset > expected {
             let cause = if self.suspicion.is_empty() { "offsets are missing" } else { &self.suspicion };
-            partition.add_damage(Damage { from: next, to: Some(header.base_offset), cause: cause.to_owned() });
+            partition.add_damage(Damage { from: expected, to: Some(header.base_offset), cause: cause.to_owned() });
         }
         self.suspects.remove(&id);
         self.report.batches += 1;
@@ -375,7 +377,9 @@ impl Replay<'_> {
             return;
         }
         let to = base_offset + i64::from(span);
-        partition.add_damage(Damage { from, to: Some(to), cause: format!("{what} (LSN {lsn})") });
+        if to > partition.state().log_start_offset {
+            partition.add_damage(Damage { from, to: Some(to), cause: format!("{what} (LSN {lsn})") });
+        }
         partition.state_mut().durable_offset = to;
     }
 
@@ -395,6 +399,15 @@ impl Replay<'_> {
                 partition.add_damage(Damage { from, to: None, cause: self.suspicion.clone() });
             }
         }
+    }
+}
+
+/// Offsets below the log's start are not given again, whatever became of their records.
+fn raise_ends(shared: &Shared) {
+    let partitions = shared.partitions.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for partition in partitions.values() {
+        let mut state = partition.state_mut();
+        state.durable_offset = state.durable_offset.max(state.log_start_offset);
     }
 }
 

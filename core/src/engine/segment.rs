@@ -9,14 +9,18 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{index::SparseIndex, shared::lock};
+use super::{
+    index::{Interval, SparseIndex},
+    shared::lock,
+    times,
+};
 use crate::{
     Error, Result,
     batch::{Batch, BatchHeader, HEADER_LEN},
@@ -27,6 +31,8 @@ use crate::{
 const SCAN_BYTES: usize = 1 << 20;
 /// A run is copied together and written in pieces of this size.
 const WRITE_BYTES: usize = 1 << 20;
+/// The time of a segment without records.
+const NO_TIMESTAMP: i64 = -1;
 /// Least bytes read at a time when records are fetched.
 const READ_BYTES: usize = 64 << 10;
 
@@ -35,11 +41,45 @@ const READ_BYTES: usize = 64 << 10;
 pub(super) struct SegmentEntry {
     pub(super) base_offset: i64,
     pub(super) length: u64,
+    /// How often compaction has written it anew.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub(super) generation: u32,
+    /// The latest time that a record of it bears; absent where nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) max_timestamp: Option<i64>,
+    /// When its first and its last batch came, by the log's clock; absent in manifests of older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) created_ms: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) appended_ms: Option<i64>,
+}
+
+fn is_first(generation: &u32) -> bool {
+    *generation == 0
+}
+
+/// The name of a segment's file without its extension. Kafka reads the digits before the first dot.
+pub(super) fn stem(base_offset: i64, generation: u32) -> String {
+    match generation {
+        0 => format!("{base_offset:020}"),
+        _ => format!("{base_offset:020}.{generation}"),
+    }
+}
+
+/// What is known of the age of a segment's records. Never evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Times {
+    /// The latest time that a record bears; `None` where the batches have to be asked.
+    pub(super) max_timestamp: Option<i64>,
+    /// When its first and its last batch came, by the log's clock.
+    pub(super) created_ms: i64,
+    pub(super) appended_ms: i64,
 }
 
 pub(super) struct Segment {
     path: PathBuf,
     base_offset: i64,
+    generation: u32,
     length: AtomicU64,
     /// Bytes of it that are durable; the manifest lists no more.
     synced: AtomicU64,
@@ -47,27 +87,46 @@ pub(super) struct Segment {
     /// files are open than are written.
     file: Mutex<Option<Arc<dyn StorageFile>>>,
     index: Mutex<Option<SparseIndex>>,
+    times: Mutex<Times>,
+    /// Nothing is appended any more. Only the segment writer sets it.
+    ended: AtomicBool,
 }
 
 impl Segment {
     /// Makes an empty segment's file.
-    pub(super) fn create(storage: &dyn Storage, folder: &Path, base_offset: i64) -> Result<Self> {
-        let segment = Self::listed(folder, SegmentEntry { base_offset, length: 0 });
+    pub(super) fn create(
+        storage: &dyn Storage,
+        folder: &Path,
+        base_offset: i64,
+        generation: u32,
+        now_ms: i64,
+    ) -> Result<Self> {
+        let (created_ms, appended_ms, max_timestamp) = (Some(now_ms), Some(now_ms), Some(NO_TIMESTAMP));
+        let entry = SegmentEntry { base_offset, length: 0, generation, max_timestamp, created_ms, appended_ms };
+        let segment = Self::listed(folder, entry, now_ms);
         let file = storage.open(&segment.path, Open::Fresh)?;
         *lock(&segment.file) = Some(file);
         *segment.index() = Some(SparseIndex::default());
         Ok(segment)
     }
 
-    /// A segment that a manifest lists; its file is opened when it is first used.
-    pub(super) fn listed(folder: &Path, entry: SegmentEntry) -> Self {
+    /// A segment that a manifest lists; its file is opened when it is first used. One whose age is not told begins it now.
+    pub(super) fn listed(folder: &Path, entry: SegmentEntry, now_ms: i64) -> Self {
+        let times = Times {
+            max_timestamp: entry.max_timestamp,
+            created_ms: entry.created_ms.unwrap_or(now_ms),
+            appended_ms: entry.appended_ms.unwrap_or(now_ms),
+        };
         Self {
-            path: folder.join(format!("{:020}.log", entry.base_offset)),
+            path: folder.join(stem(entry.base_offset, entry.generation) + ".log"),
             base_offset: entry.base_offset,
+            generation: entry.generation,
             length: AtomicU64::new(entry.length),
             synced: AtomicU64::new(entry.length),
             file: Mutex::new(None),
             index: Mutex::new(None),
+            times: Mutex::new(times),
+            ended: AtomicBool::new(false),
         }
     }
 
@@ -79,6 +138,10 @@ impl Segment {
         self.base_offset
     }
 
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
+    }
+
     pub(super) fn length(&self) -> u64 {
         self.length.load(Ordering::Acquire)
     }
@@ -86,7 +149,45 @@ impl Segment {
     /// What of it is durable; none where nothing is.
     pub(super) fn durable_entry(&self) -> Option<SegmentEntry> {
         let length = self.synced.load(Ordering::Acquire);
-        (length > 0).then_some(SegmentEntry { base_offset: self.base_offset, length })
+        let Times { max_timestamp, created_ms, appended_ms } = self.times();
+        (length > 0).then_some(SegmentEntry {
+            base_offset: self.base_offset,
+            length,
+            generation: self.generation,
+            max_timestamp,
+            created_ms: Some(created_ms),
+            appended_ms: Some(appended_ms),
+        })
+    }
+
+    /// Whether all of it is durable.
+    pub(super) fn is_durable(&self) -> bool {
+        let length = self.length();
+        length > 0 && self.synced.load(Ordering::Acquire) == length
+    }
+
+    /// The files that go with it.
+    pub(super) fn paths(&self) -> [PathBuf; 2] {
+        [self.path.clone(), self.path.with_extension("index")]
+    }
+
+    pub(super) fn times(&self) -> Times {
+        *lock(&self.times)
+    }
+
+    /// Takes over the age of those whose records it has.
+    pub(super) fn take_age_of(&self, others: &[Arc<Self>]) {
+        let mut times = lock(&self.times);
+        for other in others.iter().map(|other| other.times()) {
+            times.created_ms = times.created_ms.min(other.created_ms);
+        }
+        let appended = others.iter().map(|other| other.times().appended_ms).max();
+        times.appended_ms = appended.unwrap_or(times.appended_ms);
+    }
+
+    /// Whether nothing is appended to it any more.
+    pub(super) fn ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     fn index(&self) -> MutexGuard<'_, Option<SparseIndex>> {
@@ -121,19 +222,34 @@ impl Segment {
     }
 
     /// Appends whole batches. They become readable here with the return of this call, durable with [`Segment::sync`].
-    pub(super) fn append(&self, storage: &dyn Storage, batches: &[Bytes], buffer: &mut Vec<u8>) -> Result<()> {
+    pub(super) fn append(
+        &self,
+        storage: &dyn Storage,
+        batches: &[Bytes],
+        now_ms: i64,
+        buffer: &mut Vec<u8>,
+    ) -> Result<()> {
         let file = self.file(storage)?;
         *lock(&self.file) = Some(Arc::clone(&file));
         let start = self.length();
         let end = write_run(&*file, start, batches, buffer)?;
-        if let Some(index) = self.index().as_mut() {
-            let mut position = start;
-            for batch in batches {
-                index.add(BatchHeader::decode(batch)?.base_offset, position, batch.len());
-                position += batch.len() as u64;
-            }
+        let headers: Vec<_> = batches.iter().map(|batch| BatchHeader::decode(batch)).collect::<Result<_>>()?;
+        {
+            let mut times = lock(&self.times);
+            let newest = headers.iter().map(|header| header.max_timestamp).max();
+            times.max_timestamp = times.max_timestamp.zip(newest).map(|(known, new)| known.max(new));
+            times.appended_ms = now_ms;
         }
         file.start_writeback(start, end - start);
+        // Whoever makes an index finds all batches below the length in it, or none that are beyond.
+        let mut index = self.index();
+        if let Some(index) = index.as_mut() {
+            let mut position = start;
+            for header in &headers {
+                index.add(header, position);
+                position += header.size_bytes as u64;
+            }
+        }
         self.length.store(end, Ordering::Release);
         Ok(())
     }
@@ -147,11 +263,17 @@ impl Segment {
         Ok(())
     }
 
-    /// Writes the index beside the sealed segment, so that a later open need not scan for it.
-    pub(super) fn seal(&self, storage: &dyn Storage) -> Result<()> {
-        match self.index().as_ref() {
-            Some(index) => index.write(storage, &self.path.with_extension("index"), self.length()),
-            None => Ok(()),
+    /// Ends the segment and writes the index beside it, so that a later open need not scan for it. An index that cannot
+    /// be written is made again when it is needed.
+    pub(super) fn seal(&self, storage: &dyn Storage) {
+        if self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let encoded = self.index().as_ref().map(|index| index.encode(self.length()));
+        if let Some(bytes) = encoded
+            && let Err(error) = storage.write_atomically(&self.path.with_extension("index"), &bytes)
+        {
+            tracing::debug!(segment = %self.path.display(), error = %error, "index not written");
         }
     }
 
@@ -166,6 +288,25 @@ impl Segment {
             return self.read_from(storage, beginning, length, offset, max_bytes);
         }
         found
+    }
+
+    /// The batches that follow from a place in it (offset, position), for who reads all of it; moves the place.
+    pub(super) fn read_on(
+        &self,
+        storage: &dyn Storage,
+        place: &mut (i64, u64),
+        max_bytes: usize,
+    ) -> Result<Vec<Batch>> {
+        let batches = self.read_from(storage, *place, self.length(), place.0, max_bytes)?;
+        for header in batches.iter().map(Batch::header) {
+            *place = (header.next_offset(), place.1 + header.size_bytes as u64);
+        }
+        Ok(batches)
+    }
+
+    /// Forgets what it knows of its index, which is read again where it is needed.
+    pub(super) fn forget_index(&self) {
+        *self.index() = None;
     }
 
     /// As [`Segment::read`], from a position where the batch of offset `expected` begins.
@@ -225,14 +366,87 @@ impl Segment {
 
     /// A batch at or before the one that holds `offset`: its offset and its position, as the index says.
     fn start_before(&self, storage: &dyn Storage, offset: i64, length: u64) -> Result<Option<(i64, u64)>> {
+        let index = self.loaded_index(storage)?;
+        Ok(index.as_ref().and_then(|index| index.floor(offset)).filter(|(_, position)| *position < length))
+    }
+
+    /// The index, from its file or from the batches where it is not in memory.
+    fn loaded_index(&self, storage: &dyn Storage) -> Result<MutexGuard<'_, Option<SparseIndex>>> {
         let mut index = self.index();
+        let length = self.length();
         if index.is_none() {
             *index = match SparseIndex::read(storage, &self.path.with_extension("index"), length) {
                 Some(index) => Some(index),
                 None => Some(self.scan(storage, length)?),
             };
         }
-        Ok(index.as_ref().and_then(|index| index.floor(offset)).filter(|(_, position)| *position < length))
+        Ok(index)
+    }
+
+    /// The latest time that a record of it bears, asking the batches where nobody knows.
+    pub(super) fn max_timestamp(&self, storage: &dyn Storage) -> Result<i64> {
+        if let Some(known) = self.times().max_timestamp {
+            return Ok(known);
+        }
+        let mut index = self.loaded_index(storage)?;
+        if index.as_ref().is_some_and(|index| index.max_timestamp().is_none()) {
+            *index = Some(self.scan(storage, self.length())?);
+        }
+        // What is damaged bears no time.
+        let latest = index.as_ref().and_then(SparseIndex::max_timestamp).unwrap_or(NO_TIMESTAMP);
+        lock(&self.times).max_timestamp = Some(latest);
+        Ok(latest)
+    }
+
+    /// The first record at or after `offset` whose time is `timestamp` or later: its offset and its time.
+    pub(super) fn find_time(&self, storage: &dyn Storage, offset: i64, timestamp: i64) -> Result<Option<(i64, i64)>> {
+        let length = self.length();
+        let beginning = Interval { base_offset: self.base_offset, position: 0, max_timestamp: i64::MAX };
+        let mut from = offset;
+        loop {
+            let next = match &*self.loaded_index(storage)? {
+                Some(index) if !index.is_empty() => index.first_with_time(from, timestamp),
+                _ => Some((beginning, None)),
+            };
+            let Some((interval, after)) = next.filter(|(interval, _)| interval.position < length) else {
+                return Ok(None);
+            };
+            let start = (interval.base_offset, interval.position);
+            let end = after.map_or(length, |after| after.position.min(length));
+            let found = self.find_time_in(storage, start, end, offset, timestamp);
+            if found.is_err() && start.1 != 0 {
+                // Where the index leads astray, the batches themselves still tell.
+                return self.find_time_in(storage, (self.base_offset, 0), length, offset, timestamp);
+            }
+            match (found?, after) {
+                (None, Some(after)) => from = after.base_offset,
+                (found, _) => return Ok(found),
+            }
+        }
+    }
+
+    fn find_time_in(
+        &self,
+        storage: &dyn Storage,
+        mut start: (i64, u64),
+        end: u64,
+        offset: i64,
+        timestamp: i64,
+    ) -> Result<Option<(i64, i64)>> {
+        while start.1 < end {
+            let piece = SCAN_BYTES.min((end - start.1) as usize);
+            let batches = self.read_from(storage, start, self.length(), start.0, piece)?;
+            if batches.is_empty() {
+                break;
+            }
+            for batch in &batches {
+                if let Some(found) = times::first_in(batch, offset, timestamp)? {
+                    return Ok(Some(found));
+                }
+                start = (batch.header().next_offset(), start.1 + batch.bytes().len() as u64);
+            }
+        }
+        Ok(None)
     }
 
     /// Rebuilds the index from the batches' headers. Damage ends the index, not the scan: reads will name it.
@@ -248,12 +462,13 @@ impl Segment {
                 filled = file.read_at(&mut buf[..want], position)?;
                 start = position;
             }
-            let Ok(header) = BatchHeader::decode(&buf[(position - start) as usize..filled]) else { break };
-            if header.base_offset != expected {
+            let header = BatchHeader::decode(&buf[(position - start) as usize..filled]);
+            let Some(header) = header.ok().filter(|header| header.base_offset == expected) else {
+                index.forget_last_time();
                 break;
-            }
+            };
             expected = header.next_offset();
-            index.add(header.base_offset, position, header.size_bytes);
+            index.add(&header, position);
             position += header.size_bytes as u64;
         }
         Ok(index)

@@ -30,7 +30,19 @@ impl Slot {
     /// alone, never block maps or sizes.
     pub(super) fn create(storage: &dyn Storage, folder: &Path, number: u32, capacity: usize) -> Result<Self> {
         let path = folder.join(format!("{number:04}.log"));
-        let file = storage.open(&path, Open::Fresh)?;
+        let made = Self::write_zeros(storage, folder, &path, capacity);
+        // A part of a file is none: it would only keep others from their room.
+        let file = made.inspect_err(|_| drop(storage.remove(&path)))?;
+        Ok(Self { file, path, capacity: capacity as u64, base_lsn: 0, end_lsn: 0 })
+    }
+
+    fn write_zeros(
+        storage: &dyn Storage,
+        folder: &Path,
+        path: &Path,
+        capacity: usize,
+    ) -> std::io::Result<Arc<dyn StorageFile>> {
+        let file = storage.open(path, Open::Fresh)?;
         let zeros = vec![0; ZERO_CHUNK.min(capacity)];
         let mut at = 0;
         while at < capacity {
@@ -40,7 +52,7 @@ impl Slot {
         }
         file.sync()?;
         storage.sync_dir(folder)?;
-        Ok(Self { file, path, capacity: capacity as u64, base_lsn: 0, end_lsn: 0 })
+        Ok(file)
     }
 }
 

@@ -32,7 +32,8 @@ pub struct Stepper {
 impl Stepper {
     pub(super) fn new(committer: Committer, writer: SegmentWriter) -> Self {
         let shared = Arc::clone(&committer.shared);
-        Self { housekeeper: Housekeeper::new(Arc::clone(&shared)), shared, committer, writer }
+        let housekeeper = Housekeeper::new(Arc::clone(&shared), writer.superblock.current().manifest);
+        Self { shared, committer, writer, housekeeper }
     }
 
     /// Commits one group of what is queued.
@@ -57,7 +58,8 @@ impl Stepper {
     /// The log has failed for good.
     pub fn write_behind(&mut self, all: bool) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        failing(&shared, writer_pass(&mut self.writer, all))
+        let passed = writer_pass(&mut self.writer, all).and_then(|()| self.writer.serve_requests());
+        failing(&shared, self.writer.interrupted(passed))
     }
 
     /// Begins a checkpoint, or takes an open one a step further.
@@ -66,7 +68,8 @@ impl Stepper {
     /// The log has failed for good.
     pub fn checkpoint_step(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        failing(&shared, self.writer.checkpoint_step())
+        let step = self.writer.checkpoint_step();
+        failing(&shared, self.writer.interrupted(step))
     }
 
     /// Makes a checkpoint of all that is visible.
@@ -75,7 +78,8 @@ impl Stepper {
     /// The log has failed for good.
     pub fn checkpoint(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        failing(&shared, self.writer.checkpoint())
+        let made = self.writer.checkpoint();
+        failing(&shared, self.writer.interrupted(made))
     }
 
     /// Does all that housekeeping finds to do now. What hinders it is told by `Engine::housekeeping`.
@@ -102,8 +106,11 @@ impl Stepper {
     }
 }
 
+/// A failure stops the log for good, unless it is the disk that has no room.
 fn failing<T>(shared: &Shared, result: Result<T>) -> Result<T> {
-    if let Err(error) = &result {
+    if let Err(error) = &result
+        && !error.is_disk_full()
+    {
         shared.fail(error);
     }
     result
@@ -184,32 +191,47 @@ fn run_committer(committer: &mut Committer) -> Result<()> {
 fn run_writer(writer: &mut SegmentWriter) -> Result<()> {
     let _guard = AbortOnPanic;
     let shared = Arc::clone(&writer.shared);
-    let ring_bytes = shared.config.ring_bytes;
     let mut whole = Instant::now();
     writer.prepare_slot()?;
     loop {
-        let Some(closing) = await_work(writer, &shared, &mut whole)? else { continue };
-        shared.check_alive()?;
+        let mut closing = false;
+        let worked = await_work(writer, &shared, &mut whole).and_then(|work| {
+            shared.check_alive()?;
+            closing = work == Some(true);
+            match work {
+                Some(false) => work_once(writer, &mut whole),
+                _ => Ok(()),
+            }
+        });
         if closing {
             return writer.finish();
         }
-        let unwritten = || shared.unwritten_bytes.load(Ordering::Relaxed);
-        let all = whole.elapsed() >= WRITE_BEHIND;
-        if all || unwritten() > ring_bytes / 4 {
-            writer_pass(writer, all)?;
-        } else {
-            // Woken for the commit log's sake: what came is left to grow.
-            writer.keep_pace()?;
-        }
-        // Many partitions with little each: large runs alone do not make room, nor let the oldest be forgotten.
-        if unwritten().max(shared.ring_bytes.load(Ordering::Relaxed) / 2) > ring_bytes / 2 {
-            writer.write_behind(true)?;
-        }
-        if all {
-            whole = Instant::now();
-        }
-        writer.serve_request()?;
+        writer.weather(worked)?;
+        writer.rest();
     }
+}
+
+fn work_once(writer: &mut SegmentWriter, whole: &mut Instant) -> Result<()> {
+    let shared = Arc::clone(&writer.shared);
+    let ring_bytes = shared.config.ring_bytes;
+    let unwritten = || shared.unwritten_bytes.load(Ordering::Relaxed);
+    // Before records: what is asked for may make room for them.
+    writer.serve_requests()?;
+    let all = whole.elapsed() >= WRITE_BEHIND;
+    if all || unwritten() > ring_bytes / 4 {
+        writer_pass(writer, all)?;
+    } else {
+        // Woken for the commit log's sake: what came is left to grow.
+        writer.keep_pace()?;
+    }
+    // Many partitions with little each: large runs alone do not make room, nor let the oldest be forgotten.
+    if unwritten().max(shared.ring_bytes.load(Ordering::Relaxed) / 2) > ring_bytes / 2 {
+        writer.write_behind(true)?;
+    }
+    if all {
+        *whole = Instant::now();
+    }
+    Ok(())
 }
 
 /// Waits for something to do, and tells whether the log is closing; nothing where an open checkpoint took a step in the
@@ -219,11 +241,11 @@ fn await_work(writer: &mut SegmentWriter, shared: &Shared, whole: &mut Instant) 
     if state.dirty.is_empty() {
         *whole = Instant::now();
     }
-    while state.dirty.is_empty() && !state.urgent && !state.closing {
-        if state.checkpoint_wanted {
+    while state.dirty.is_empty() && !state.urgent && !state.closing && !writer.is_hindered() {
+        if state.checkpoint_wanted || !state.rolls.is_empty() {
             drop(state);
             shared.check_alive()?;
-            writer.serve_request()?;
+            writer.serve_requests()?;
             return Ok(None);
         }
         if writer.checkpoint.is_none() {

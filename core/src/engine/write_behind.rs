@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::{
     checkpoint::Checkpoint,
+    full_disk::Hindered,
     partition::{Damage, Partition},
     segment::Segment,
     shared::{Shared, lock},
@@ -23,6 +24,8 @@ use crate::{ErrorKind, Result, topic::PartitionId};
 const RUN_BYTES: usize = 256 << 10;
 /// No run is copied together that is larger, whatever a segment may hold.
 const MAX_RUN_BYTES: usize = 8 << 20;
+/// After a full disk, no file of the commit log is made for so long.
+const SLOT_REST: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub(super) struct SegmentWriter {
     pub(super) shared: Arc<Shared>,
@@ -32,6 +35,12 @@ pub(super) struct SegmentWriter {
     /// Folders with names that are not durable yet.
     pub(super) new_folders: BTreeSet<std::path::PathBuf>,
     pub(super) checkpoint: Option<Checkpoint>,
+    /// Files of the commit log are not made until then: there was no room.
+    slot_denied: Option<std::time::Duration>,
+    /// Of the file that the next manifest may be written over, and of the last manifest.
+    pub(super) reserve_bytes: usize,
+    pub(super) manifest_bytes: usize,
+    pub(super) reserve_denied: Option<std::time::Duration>,
     /// Runs are copied together here.
     buffer: Vec<u8>,
 }
@@ -44,18 +53,28 @@ impl SegmentWriter {
             unsynced: BTreeMap::new(),
             new_folders: BTreeSet::new(),
             checkpoint: None,
+            slot_denied: None,
+            reserve_bytes: 0,
+            manifest_bytes: 0,
+            reserve_denied: None,
             buffer: Vec::new(),
         }
     }
 
     pub(super) fn may_add_slot(&self) -> bool {
         let config = &self.shared.config;
-        lock(&self.shared.slots).count < config.commit_log_bytes / config.commit_file_bytes
+        let denied = self.slot_denied.is_some_and(|until| self.shared.clock.monotonic() < until);
+        !denied && lock(&self.shared.slots).count < config.commit_log_bytes / config.commit_file_bytes
     }
 
     /// Sees to it that the committer finds a free file when the present one is full.
     pub(super) fn prepare_slot(&mut self) -> Result<()> {
-        if !lock(&self.shared.slots).free.is_empty() || !self.may_add_slot() {
+        self.keep_reserve();
+        if !lock(&self.shared.slots).free.is_empty() {
+            self.note_full(Hindered::CommitLog, None);
+            return Ok(());
+        }
+        if !self.may_add_slot() {
             return Ok(());
         }
         let number = {
@@ -64,7 +83,19 @@ impl SegmentWriter {
             pool.next_number
         };
         let folder = self.shared.data_dir.join("commitlog");
-        let slot = Slot::create(&*self.shared.storage, &folder, number, self.shared.config.commit_file_bytes)?;
+        let created = Slot::create(&*self.shared.storage, &folder, number, self.shared.config.commit_file_bytes);
+        let slot = match created {
+            Ok(slot) => slot,
+            Err(error) if error.is_disk_full() => {
+                // The log goes on with the files it has, and checkpoints come sooner.
+                self.note_full(Hindered::CommitLog, Some(&error));
+                self.slot_denied = Some(self.shared.clock.monotonic() + SLOT_REST);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        self.slot_denied = None;
+        self.note_full(Hindered::CommitLog, None);
         let mut pool = lock(&self.shared.slots);
         pool.free.push(slot);
         pool.count += 1;
@@ -76,6 +107,9 @@ impl SegmentWriter {
     /// Writes what is in memory only into segments; small amounts only if `all`. An open checkpoint goes on meanwhile.
     pub(super) fn write_behind(&mut self, all: bool) -> Result<()> {
         let dirty: Vec<PartitionId> = lock(&self.shared.writer).dirty.iter().copied().collect();
+        if dirty.is_empty() {
+            self.note_full(Hindered::Segments, None);
+        }
         for id in dirty {
             if let Ok(partition) = self.shared.partition(id) {
                 self.write_partition(&partition, all)?;
@@ -100,11 +134,13 @@ impl SegmentWriter {
             if !all && bytes < RUN_BYTES {
                 return Ok(());
             }
-            let segment = self.segment_for(partition, bytes as u64)?;
-            segment
-                .append(&*self.shared.storage, &batches, &mut self.buffer)
-                .map_err(|e| e.context(format!("write {}", partition.name)))?;
-            self.note_unsynced(partition, segment);
+            if let Err(error) = self.append_run(partition, &batches, bytes as u64) {
+                if error.is_disk_full() {
+                    self.note_full(Hindered::Segments, Some(&error));
+                }
+                return Err(error.context(format!("write {}", partition.name)));
+            }
+            self.note_full(Hindered::Segments, None);
             let mut state = partition.state_mut();
             if !state.deleted {
                 state.written_offset = next;
@@ -118,6 +154,23 @@ impl SegmentWriter {
             self.tell_progress();
         }
         self.mark_clean(partition);
+        Ok(())
+    }
+
+    fn append_run(&mut self, partition: &Arc<Partition>, batches: &[Bytes], bytes: u64) -> Result<()> {
+        let segment = self.segment_for(partition, bytes)?;
+        segment.append(&*self.shared.storage, batches, self.shared.clock.now().0, &mut self.buffer)?;
+        self.note_unsynced(partition, segment);
+        Ok(())
+    }
+
+    /// Writes what there is of a partition and ends its last segment.
+    pub(super) fn roll(&mut self, partition: &Arc<Partition>) -> Result<()> {
+        self.write_partition(partition, true)?;
+        let last = partition.state().segments.last().cloned();
+        if let Some(last) = last.filter(|last| last.length() > 0) {
+            last.seal(&*self.shared.storage);
+        }
         Ok(())
     }
 
@@ -152,11 +205,11 @@ impl SegmentWriter {
         let storage = &*self.shared.storage;
         match last.as_ref().map(|last| (last, last.check(storage))) {
             // Lost records lie between: within a segment there are no gaps.
-            Some((last, Ok(()))) if next != written => last.seal(storage)?,
+            Some((last, Ok(()))) if next != written || last.ended() => last.seal(storage),
             Some((last, Ok(()))) if last.length() == 0 || last.length() + bytes <= segment_bytes => {
                 return Ok(Arc::clone(last));
             }
-            Some((last, Ok(()))) => last.seal(storage)?,
+            Some((last, Ok(()))) => last.seal(storage),
             // Lost on the disk: that costs this partition its records, not the others their log.
             Some((last, Err(error))) if error.kind() == ErrorKind::Corrupt => {
                 tracing::error!(partition = partition.name, error = %error, "segment is damaged");
@@ -173,7 +226,8 @@ impl SegmentWriter {
             }
         }
         self.new_folders.insert(partition.folder.clone());
-        let segment = Arc::new(Segment::create(storage, &partition.folder, next)?);
+        let now_ms = self.shared.clock.now().0;
+        let segment = Arc::new(Segment::create(storage, &partition.folder, next, 0, now_ms)?);
         partition.state_mut().segments.push(Arc::clone(&segment));
         Ok(segment)
     }

@@ -61,6 +61,8 @@ pub enum Lie {
     CommitLogSync,
     SuperblockSync,
     SegmentSync,
+    /// Syncs of segments that compaction has written do nothing.
+    CompactedSync,
     ManifestSync,
     DirSync,
     /// A sync of a commit log file becomes true with the next one only.
@@ -136,6 +138,8 @@ struct Inner {
     crash_at: Option<u64>,
     crashed: bool,
     faults: Vec<Fault>,
+    /// Bytes that all files together may have.
+    capacity: Option<usize>,
     lie: Lie,
     last_write: Option<(u64, std::ops::Range<usize>)>,
     observer: Option<Observer>,
@@ -182,6 +186,7 @@ impl SimDisk {
             crash_at: None,
             crashed: false,
             faults: Vec::new(),
+            capacity: None,
             lie: Lie::None,
             last_write: None,
             observer: None,
@@ -205,6 +210,15 @@ impl SimDisk {
 
     pub fn inject(&self, fault: Fault) {
         guard(&self.inner).faults.push(fault);
+    }
+
+    /// All files together may not grow beyond so many bytes; `None` lifts the limit.
+    pub fn set_capacity(&self, bytes: Option<usize>) {
+        guard(&self.inner).capacity = bytes;
+    }
+
+    pub fn used(&self) -> usize {
+        self.files().iter().map(|(_, length)| length).sum()
     }
 
     pub fn heal(&self) {
@@ -487,6 +501,10 @@ impl SimFile {
             Lie::CommitLogSync => self.is("/commitlog/"),
             Lie::SuperblockSync => self.is("/superblock"),
             Lie::SegmentSync => self.is("/topics/"),
+            Lie::CompactedSync => {
+                let name = self.path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+                self.is("/topics/") && name.ends_with(".log") && name.matches('.').count() == 2
+            }
             Lie::ManifestSync => self.is("/manifest"),
             Lie::None | Lie::DirSync | Lie::LateSync => false,
         }
@@ -504,7 +522,16 @@ impl StorageFile for SimFile {
     }
 
     fn write_at(&self, buf: &[u8], position: u64) -> io::Result<()> {
+        let full = {
+            let capacity = guard(&self.disk.inner).capacity;
+            let length = guard(&self.disk.inner).file(self.node).live.len();
+            let growth = (position as usize + buf.len()).saturating_sub(length);
+            growth > 0 && capacity.is_some_and(|most| self.disk.used() + growth > most)
+        };
         let mut inner = self.disk.begin("write", &self.path)?;
+        if full {
+            return Err(os_error(ENOSPC));
+        }
         inner.write(self.node, buf, position as usize);
         if inner.crashed { Err(os_error(EIO)) } else { Ok(()) }
     }

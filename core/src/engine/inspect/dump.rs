@@ -14,7 +14,7 @@ use crate::{
     batch::{Batch, BatchHeader},
     engine::{
         frame::{self, Descriptor, FrameHeader, Kind},
-        index::SparseIndex,
+        index::{Interval, SparseIndex},
         manifest::Manifest,
         superblock::Superblock,
     },
@@ -76,7 +76,7 @@ fn dump_index(storage: &dyn Storage, path: &Path, name: &str, out: &mut dyn Writ
     let index = SparseIndex::read(storage, path, length);
     let index =
         index.ok_or_else(|| Error::corrupt(format!("{name} is damaged, or of another length of its segment")))?;
-    for (offset, position) in index.entries() {
+    for Interval { base_offset: offset, position, .. } in index.entries() {
         writeln!(out, "offset {offset} position {position}")?;
     }
     Ok(())

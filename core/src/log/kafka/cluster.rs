@@ -262,7 +262,9 @@ fn watermarks(consumer: &Consumes, of: &[TopicPartition], deadline: Instant) -> 
             }
         };
         match found {
-            Ok((low, high)) => bounds.push(Bounds { log_start_offset: low, durable_offset: high }),
+            Ok((low, high)) => {
+                bounds.push(Bounds { log_start_offset: low, durable_offset: high, last_stable_offset: high });
+            }
             Err(error) => return (bounds, Some(from_kafka(&error, of))),
         }
     }

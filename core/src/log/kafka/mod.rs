@@ -164,12 +164,10 @@ impl Session for KafkaSession {
     }
 }
 
-/// Topics and writers are kept by the cluster itself.
+/// What this log keeps in tables of its own. Topics, groups and producers are the cluster's own affair.
 fn kept(table: Table) -> Result<Table> {
     match table {
         Table::Positions | Table::Schemas => Ok(table),
-        Table::Topics | Table::Writers | Table::Groups | Table::Producers => {
-            Err(Error::new(crate::ErrorKind::Unsupported, format!("{} is kept by the cluster itself", table.topic())))
-        }
+        _ => Err(Error::unsupported(format!("{} is kept by the cluster itself", table.topic()))),
     }
 }

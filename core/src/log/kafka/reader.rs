@@ -57,7 +57,7 @@ impl Consuming {
             .set("fetch.error.backoff.ms", "50")
             .set("fetch.queue.backoff.ms", "5")
             // Of each partition: some fetches ahead of who reads.
-            .set("queued.max.messages.kbytes", (AHEAD / 2 >> 10).to_string())
+            .set("queued.max.messages.kbytes", (AHEAD / 2 / 1024).to_string())
             .set("fetch.message.max.bytes", (AHEAD / 2).to_string());
         let consumer: Consumes = config.create_with_context(Context).map_err(|e| from_kafka(&e, "open a consumer"))?;
         let (consumer, stopped) = (Arc::new(consumer), Arc::new(AtomicBool::new(false)));
