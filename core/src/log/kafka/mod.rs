@@ -17,6 +17,7 @@ mod reader;
 mod readers;
 mod settings;
 mod tables;
+mod times;
 mod topics;
 mod writer;
 
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    record::Record,
+    record::{Record, Timestamp},
     topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
@@ -120,6 +121,10 @@ impl Session for KafkaSession {
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
         self.cluster.bounds(partitions.to_vec()).await
+    }
+
+    async fn offset_at_time(&self, of: &TopicPartition, time: Timestamp) -> Result<Option<i64>> {
+        times::offset_at_time(&self.cluster, of, time).await
     }
 
     async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>> {
