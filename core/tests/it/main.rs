@@ -4,11 +4,13 @@
 mod contract;
 mod crash;
 mod damage;
+mod durability;
 mod harness;
 mod housekeeping;
 mod inspect;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod many;
 mod model;
 mod real;
 mod retention;
@@ -16,6 +18,7 @@ mod retention;
 #[expect(clippy::unwrap_used, reason = "test code, as in the crate it belongs to")]
 #[path = "../../../connect/tests/it/servers/mod.rs"]
 mod servers;
+mod settings;
 mod sim;
 mod sync;
 mod times;
