@@ -67,29 +67,30 @@ impl ErrorKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The batch's bytes contradict its format or its CRC.
+    /// The batch's bytes contradict its format or its CRC. Kafka's `CORRUPT_MESSAGE`.
     CorruptBatch,
-    /// A record, or what the batch says about them, is not what producers may write.
+    /// A record, or what the batch says about them, is not what producers may write. `INVALID_RECORD`.
     InvalidRecord,
-    /// The batch is larger than its topic takes.
+    /// The batch is larger than its topic takes. `MESSAGE_TOO_LARGE`.
     BatchTooLarge,
-    /// The compression is not one of Kafka's.
+    /// The compression is not one of Kafka's. `UNSUPPORTED_COMPRESSION_TYPE`.
     UnsupportedCompression,
-    /// The batch claims a kind of time that it may not have.
+    /// The batch claims a kind of time that it may not have. `INVALID_TIMESTAMP`.
     InvalidTimestamp,
-    /// The batch was written before, so long ago that its offset is no longer known.
+    /// The batch was written before, so long ago that its offset is no longer known. `DUPLICATE_SEQUENCE_NUMBER`, which
+    /// clients take for success.
     DuplicateSequence,
-    /// Batches before this one are missing.
+    /// Batches before this one are missing. `OUT_OF_ORDER_SEQUENCE_NUMBER`.
     OutOfOrderSequence,
-    /// The batch is of an epoch that a newer one of the same producer id has ended.
+    /// The batch is of an epoch that a newer one of the same producer id has ended. `INVALID_PRODUCER_EPOCH`.
     InvalidProducerEpoch,
-    /// Another producer was opened under the same transactional id.
+    /// Another producer was opened under the same transactional id. `PRODUCER_FENCED`.
     ProducerFenced,
-    /// The producer id is not the one that the transactional id has.
+    /// The producer id is not the one that the transactional id has. `INVALID_PRODUCER_ID_MAPPING`.
     InvalidProducerId,
-    /// The transaction is not in a state that allows this, or does not hold this partition.
+    /// The transaction is not in a state that allows this, or does not hold this partition. `INVALID_TXN_STATE`.
     InvalidTransactionState,
-    /// The time-out is longer than the log grants, or none at all.
+    /// The time-out is longer than the log grants, or none at all. `INVALID_TRANSACTION_TIMEOUT`.
     InvalidTransactionTimeout,
     /// There is no room on the disk.
     DiskFull,
