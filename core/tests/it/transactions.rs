@@ -188,6 +188,32 @@ fn a_producer_goes_on_after_an_error_and_a_newer_one_fences_it() {
     assert_eq!(reason(init_as(&mut log, second)), Some(Reason::ProducerFenced));
 }
 
+/// The second version of the protocol: what comes late is of no later transaction.
+#[test]
+fn an_end_may_give_the_next_identity() {
+    let (mut log, ids) = open(&SimDisk::new(1), &SimClock::default());
+    let next = |log: &mut Stepped, producer, marker| {
+        log.run(async |engine| engine.end_transaction_with_next("x", producer, marker).await)
+    };
+    let first = init(&mut log, "x").expect("opened");
+    add(&mut log, "x", first, &ids).expect("added");
+    write(&mut log, ids[0], first, 0).expect("taken");
+    let second = next(&mut log, first, Marker::Commit).expect("committed");
+    assert_eq!(second, ProducerIdentity { epoch: first.epoch + 1, ..first });
+    assert_eq!(next(&mut log, first, Marker::Commit).expect("asked again"), second);
+    assert_eq!(shown(&log.engine, ids[0]).len(), 2);
+    add(&mut log, "x", second, &ids).expect("added");
+    assert_eq!(reason(write(&mut log, ids[0], first, 2)), Some(Reason::InvalidProducerEpoch), "it comes late");
+    assert_eq!(reason(next(&mut log, first, Marker::Commit)), Some(Reason::ProducerFenced), "and so does this");
+    write(&mut log, ids[0], second, 0).expect("a new epoch begins with 0");
+    let third = next(&mut log, second, Marker::Abort).expect("aborted");
+    assert_eq!(reason(next(&mut log, third, Marker::Commit)), Some(Reason::InvalidTransactionState));
+    let fourth = next(&mut log, third, Marker::Abort).expect("an abort of nothing");
+    assert_eq!(fourth.epoch, 3);
+    assert_eq!(shown(&log.engine, ids[0]).len(), 2);
+    assert_eq!(consumed(&log.engine, ids[0], 1000), shown(&log.engine, ids[0]));
+}
+
 #[test]
 fn epochs_end_with_a_new_number() {
     let (mut log, ids) = open(&SimDisk::new(1), &SimClock::default());
@@ -591,7 +617,18 @@ impl Bench {
     }
 
     fn end(&mut self, i: usize, name: &str, identity: ProducerIdentity, number: usize, marker: Marker) -> Result<()> {
-        if self.call(async |engine| engine.end_transaction(name, identity, marker).await)?.is_some() {
+        let ended = if name == "z" {
+            // The second version of the protocol.
+            let next = self.call(async |engine| engine.end_transaction_with_next(name, identity, marker).await)?;
+            if next.is_some() {
+                self.clients[i].identity = next;
+                self.clients[i].sequences.clear();
+            }
+            next.is_some()
+        } else {
+            self.call(async |engine| engine.end_transaction(name, identity, marker).await)?.is_some()
+        };
+        if ended {
             self.history[number].fate = Fate::Ended(marker);
             self.clients[i].present = None;
         }
