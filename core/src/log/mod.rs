@@ -176,7 +176,8 @@ pub trait Session: Send + Sync {
     /// [`Writer::positions`].
     ///
     /// # Errors
-    /// `Unavailable`, also where transactions of others keep the positions from being read for long.
+    /// `Unavailable`, also where transactions of others keep the positions from being read for long; `Conflict` where
+    /// another opens the owner at the same moment.
     async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>>;
 
     /// The positions an owner has committed, by name; without fencing.
