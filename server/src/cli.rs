@@ -48,7 +48,7 @@ pub enum Command {
     Sync(Sync),
     /// Ask a question in SQL; a shell without one
     Sql(Sql),
-    /// List, make and delete topics
+    /// List, make, change and delete topics
     #[command(subcommand)]
     Topic(Topic),
     /// Append lines from standard input to a topic
@@ -59,6 +59,11 @@ pub enum Command {
     Start(Start),
     /// A small shop: kept in step, added up by a stream job, shown live
     Demo(Demo),
+    /// Examine a log's files at rest
+    #[command(subcommand)]
+    Log(Log),
+    /// Examine this machine: disk, file system, limits
+    Doctor(Doctor),
     /// Measure the log on this machine
     #[command(subcommand)]
     Bench(Bench),
@@ -237,6 +242,37 @@ pub enum Topic {
         /// Number of partitions
         #[arg(short, long, default_value_t = 1)]
         partitions: u32,
+        /// A setting, as `topic config` shows them; may be given several times
+        #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+        settings: Vec<(String, String)>,
+        #[command(flatten)]
+        log: Target,
+    },
+    /// Show a topic's settings, or change some
+    Config {
+        /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: String,
+        /// Settings to change, such as retention.ms=7d; -1 lifts a limit
+        #[arg(value_name = "NAME=VALUE", value_parser = setting)]
+        settings: Vec<(String, String)>,
+        /// A setting to set back to its default; may be given several times
+        #[arg(long, value_name = "NAME")]
+        unset: Vec<String>,
+        /// How to print them
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+        #[command(flatten)]
+        log: Target,
+    },
+    /// Add partitions to a topic; keys are dealt anew from then on
+    Grow {
+        /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: String,
+        /// How many it has then
+        #[arg(short, long)]
+        partitions: u32,
         #[command(flatten)]
         log: Target,
     },
@@ -248,6 +284,40 @@ pub enum Topic {
         #[command(flatten)]
         log: Target,
     },
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.trim().to_owned())),
+        _ => Err("not NAME=VALUE; retention.ms=7d is one".to_owned()),
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Log {
+    /// Read all that a log holds and check every batch; changes nothing
+    Verify {
+        /// How to print it
+        #[arg(short, long, default_value = "table")]
+        output: StatusOutput,
+        #[command(flatten)]
+        log: Owned,
+    },
+    /// Print what a file of a data directory says: superblock, manifest, commit log, segment, index
+    Dump {
+        /// The file
+        file: PathBuf,
+        /// Print the records too
+        #[arg(short, long)]
+        records: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// The folder where a log is, or is to be
+    #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = ".")]
+    pub data_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -282,6 +352,10 @@ pub struct Consume {
     /// Print one JSON object a record: partition, offset, timestamp, key, value, headers
     #[arg(long)]
     pub json: bool,
+    /// Print each record by this pattern: %t topic, %p partition, %o offset, %T time in ms, %k key, %s value, %K and %S
+    /// their bytes (-1: null), %h headers, %% a percent sign; \n, \t, \r, \\, \xHH
+    #[arg(short = 'f', long, value_name = "PATTERN", conflicts_with_all = ["json", "key_separator"])]
+    pub format: Option<String>,
     #[command(flatten)]
     pub log: Target,
 }

@@ -81,6 +81,22 @@ impl Owner {
     }
 }
 
+/// What a lock's file tells of the command that holds it.
+fn holder(command: &str) -> String {
+    format!("pid {}, {command}, socket api.sock", std::process::id())
+}
+
+/// Locks a log that is to be looked at while nobody owns it.
+///
+/// # Errors
+/// `Conflict` names the owner.
+pub fn lock(data_dir: &Path, command: &str) -> Result<OsLock, Error> {
+    OsLock::take(&data_dir.join("LOCK"), &holder(command)).map_err(|error| match error.kind() {
+        ErrorKind::Conflict => Owner(error.message().to_owned()).refusal(data_dir),
+        _ => error.context(format!("lock {}", data_dir.display())),
+    })
+}
+
 impl Node {
     /// Opens the log in `data_dir` as its owner and serves its API on the folder's socket.
     ///
@@ -89,7 +105,7 @@ impl Node {
     pub async fn open(data_dir: &Path, command: &str) -> anyhow::Result<Result<Self, Owner>> {
         std::fs::create_dir_all(data_dir)
             .map_err(|e| Error::from(e).context(format!("make {}", data_dir.display())))?;
-        let holder = format!("pid {}, {command}, socket api.sock", std::process::id());
+        let holder = holder(command);
         let until = Instant::now() + GOING_PATIENCE;
         let lock = loop {
             match OsLock::take(&data_dir.join("LOCK"), &holder) {

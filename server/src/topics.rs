@@ -26,10 +26,10 @@ impl Topics for EngineTopics {
 
     fn cut(&self, partitions: &[PartitionId]) -> Result<Vec<(i64, i64)>> {
         let bounds = self.0.cut(partitions)?;
-        Ok(bounds.into_iter().map(|b| (b.log_start_offset, b.durable_offset)).collect())
+        Ok(bounds.into_iter().map(|b| (b.log_start_offset, b.last_stable_offset)).collect())
     }
 
     fn read(&self, partition: PartitionId, offset: i64, max_bytes: usize, end: i64) -> Result<(Vec<Batch>, i64)> {
-        self.0.read(partition, offset, max_bytes, end)
+        self.0.read_shown(partition, offset, max_bytes, end)
     }
 }

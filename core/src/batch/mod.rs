@@ -7,9 +7,9 @@
 //! | 12 | 4 | leader epoch; outside the CRC |
 //! | 16 | 1 | magic, 2 |
 //! | 17 | 4 | CRC-32C of the bytes from 21 to the end |
-//! | 21 | 2 | attributes: compression (bits 0-2), timestamp type (3), transactional (4), control (5) |
+//! | 21 | 2 | attributes: compression (bits 0-2), timestamp type (3), transactional (4), control (5), delete horizon (6) |
 //! | 23 | 4 | last offset delta |
-//! | 27 | 8 | base timestamp |
+//! | 27 | 8 | base timestamp; with bit 6, the delete horizon |
 //! | 35 | 8 | max timestamp |
 //! | 43 | 8 | producer id, -1 for none |
 //! | 51 | 2 | producer epoch |
@@ -23,12 +23,14 @@
 mod builder;
 mod control;
 mod produced;
+pub(crate) mod rewrite;
 mod scan;
 #[cfg(test)]
 mod tests;
 
 pub use builder::BatchBuilder;
 pub use control::{Marker, control_batch};
+pub(crate) use produced::check_producer;
 pub use produced::{check_produced, stamp_append_time};
 pub use scan::{HeaderRef, Headers, RecordRef, Records};
 

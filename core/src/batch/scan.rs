@@ -69,6 +69,11 @@ impl<'a> Records<'a> {
         }
     }
 
+    /// The bytes of the records still to come.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.cursor.rest
+    }
+
     /// Whether no byte is left after the last record.
     pub(super) fn is_used_up(&self) -> bool {
         self.left == 0 && self.cursor.rest.is_empty()
@@ -162,20 +167,20 @@ impl<'a> Iterator for Headers<'a> {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Cursor<'a> {
-    rest: &'a [u8],
+pub(super) struct Cursor<'a> {
+    pub(super) rest: &'a [u8],
 }
 
 impl<'a> Cursor<'a> {
     #[inline]
-    fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+    pub(super) fn take(&mut self, n: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.rest.split_at_checked(n)?;
         self.rest = rest;
         Some(taken)
     }
 
     #[inline]
-    fn varint(&mut self) -> Option<i64> {
+    pub(super) fn varint(&mut self) -> Option<i64> {
         let mut bits = 0u64;
         for (i, byte) in self.rest.iter().enumerate().take(10) {
             bits |= u64::from(byte & 0x7f) << (7 * i);

@@ -121,7 +121,7 @@ impl Catalog {
     /// Checks that a batch for an internal topic can be applied once it is durable, when nobody may refuse it any more.
     pub(super) fn check(partition: PartitionId, batch: &Batch) -> Result<()> {
         let Some(table) = Table::of(partition) else { return Ok(()) };
-        if matches!(table, Table::Topics | Table::LogStarts) {
+        if matches!(table, Table::Topics | Table::Producers | Table::LogStarts) {
             return Err(Error::invalid(format!("{} is not appended to", table.topic())));
         }
         for record in batch.records() {

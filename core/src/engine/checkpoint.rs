@@ -218,6 +218,9 @@ impl SegmentWriter {
         while self.checkpoint.is_some() {
             self.checkpoint_step()?;
         }
+        if !lock(&self.shared.doomed).is_empty() {
+            self.shared.want_checkpoint();
+        }
         self.serve_requests()?;
         self.tell_progress();
         Ok(())

@@ -4,7 +4,7 @@
 //! fails, the log stops for good, because what the disk holds is then unknown.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -17,6 +17,8 @@ use super::{
     queue::{Compute, Fence, Outcome, Request, Work},
     shared::{Shared, lock},
     slots::Slot,
+    staging::{Place, Staging},
+    transactions::Coordinate,
 };
 use crate::{
     Error, Result,
@@ -111,8 +113,15 @@ impl Committer {
             return Ok(Turn::Committed(0));
         }
         let (bytes, previous_crc) = group.finish();
-        let written = self.write_only(&bytes).inspect(|()| answer_early(&mut planned));
-        if let Err(error) = written.and_then(|()| self.sync_group(bytes.len())) {
+        // Where all that was asked for is there already, nothing is written.
+        let written = match bytes.is_empty() {
+            true => Ok(()),
+            false => self
+                .write_only(&bytes)
+                .inspect(|()| answer_early(&mut planned))
+                .and_then(|()| self.sync_group(bytes.len())),
+        };
+        if let Err(error) = written {
             self.shared.fail(&error);
             for plan in planned {
                 let _ = plan.request.reply.send(self.shared.check_alive().map(|()| Outcome::default()));
@@ -120,7 +129,7 @@ impl Committer {
             return Err(error);
         }
         self.previous_crc = previous_crc;
-        self.noted = false;
+        self.noted &= bytes.is_empty();
         let count = planned.len();
         // What is durable and cannot be shown is a defect; going on would hide it.
         self.publish(&bytes, planned).inspect_err(|error| self.shared.fail(error))?;
@@ -184,7 +193,7 @@ impl Committer {
     fn plan(&mut self, group: &mut GroupBuffer) -> Vec<Planned> {
         let room = (self.slot.capacity - (self.next_lsn - self.slot.base_lsn)) as usize;
         let limit = room.min(self.shared.config.group_limit());
-        let mut next_offsets: HashMap<PartitionId, i64> = HashMap::new();
+        let mut staging = Staging::new(self.shared.clock.now());
         let mut planned = Vec::new();
         let mut size = 0;
         loop {
@@ -192,13 +201,13 @@ impl Committer {
             // A metadata record is computed from what is visible: nothing that may change it precedes it in its group.
             let fits = |work: &Work| {
                 let first = size == 0;
-                let alone = matches!(work, Work::Keyed { .. });
+                let alone = work.is_computed();
                 size + frame_bound(work, self) <= if first { room } else { limit } && (first || !alone)
             };
             let Some(request) = queue.pop_if(fits) else { break };
             size += frame_bound(&request.work, self);
-            let ends_group = matches!(request.work, Work::Keyed { .. });
-            self.plan_one(group, request, &mut next_offsets, &mut planned);
+            let ends_group = request.work.is_computed();
+            self.plan_one(group, request, &mut staging, &mut planned);
             if ends_group {
                 break;
             }
@@ -210,27 +219,32 @@ impl Committer {
         &mut self,
         group: &mut GroupBuffer,
         mut request: Request,
-        next_offsets: &mut HashMap<PartitionId, i64>,
+        staging: &mut Staging,
         planned: &mut Vec<Planned>,
     ) {
         let early = self.is_answered_early(&request.work);
         let work = std::mem::replace(&mut request.work, Work::Abort { transaction: 0 });
+        staging.begin_request();
         let result = match work {
-            Work::Append { batches, fence } => self.plan_append(group, batches, fence.as_ref(), next_offsets),
-            Work::Stage { transaction, batches } => self.plan_stage(group, transaction, batches),
+            Work::Append { batches, fence } => self.plan_append(group, batches, fence.as_ref(), staging),
+            Work::Stage { transaction, batches } => self.plan_stage(group, transaction, batches, staging),
             Work::Commit { transaction, staged, batches, fence } => {
-                self.plan_commit(group, transaction, staged, batches, fence.as_ref(), next_offsets)
+                self.plan_commit(group, transaction, staged, batches, fence.as_ref(), staging)
             }
             Work::Abort { transaction } => {
                 self.transactions.remove(&transaction);
                 let _ = request.reply.send(Ok(Outcome::default()));
                 return;
             }
-            Work::Keyed { table, key, compute, .. } => self.plan_keyed(group, table, key, compute, next_offsets),
+            Work::Coordinate { compute, .. } => self.plan_coordinate(group, compute, staging),
+            Work::Keyed { table, key, compute, .. } => self.plan_keyed(group, table, key, compute, staging),
         };
         match result {
             Ok((outcome, visible)) => planned.push(Planned { request, outcome, visible, early }),
-            Err(error) => drop(request.reply.send(Err(error))),
+            Err(error) => {
+                staging.roll_back();
+                drop(request.reply.send(Err(error)));
+            }
         }
     }
 
@@ -239,13 +253,55 @@ impl Committer {
         group: &mut GroupBuffer,
         batches: Vec<(PartitionId, Bytes)>,
         fence: Option<&Fence>,
-        next_offsets: &mut HashMap<PartitionId, i64>,
+        staging: &mut Staging,
     ) -> Result<(Outcome, Vec<Visible>)> {
         self.check_fence(fence)?;
         self.check_batches(&batches)?;
-        let placed = self.place(batches, next_offsets)?;
+        let places = staging.place(&self.shared, batches)?;
+        let (mut outcome, mut placed) = (Outcome::default(), Vec::new());
+        let mut append_times = Vec::new();
+        for place in places {
+            let (base_offset, append_time) = match place {
+                Place::New { placed: new, append_time } => {
+                    let base_offset = new.base_offset;
+                    placed.push(new);
+                    (base_offset, append_time)
+                }
+                Place::Known { base_offset, append_time } => (base_offset, append_time),
+            };
+            outcome.base_offsets.push(base_offset);
+            append_times.push(append_time);
+        }
+        if append_times.iter().any(|time| *time >= 0) {
+            outcome.append_times = append_times;
+        }
+        // What was written before needs no frame; its answer waits for this group all the same, where it is part of it.
+        if placed.is_empty() {
+            return Ok((outcome, Vec::new()));
+        }
         let place = group.push_batches(Kind::Append, &placed, &[]);
-        Ok(outcome_of(&placed, place))
+        Ok((outcome, visible_of(&placed, place)))
+    }
+
+    /// A change of a transactional id: its record, and at a transaction's end the markers and the offsets it held.
+    fn plan_coordinate(
+        &self,
+        group: &mut GroupBuffer,
+        compute: Coordinate,
+        staging: &mut Staging,
+    ) -> Result<(Outcome, Vec<Visible>)> {
+        let change = compute(&self.shared.coordinator(), staging.now)?;
+        let kind = change.kind();
+        // A partition that was deleted needs no marker, a damaged one takes none: the others must not wait for it.
+        let takes_marker = |id| self.shared.partition(id).and_then(|partition| partition.check_writable()).is_ok();
+        let batches = change.into_batches(staging.now, takes_marker)?;
+        if batches.is_empty() {
+            return Ok((Outcome::default(), Vec::new()));
+        }
+        self.check_batches(&batches)?;
+        let placed = staging.place_new(&self.shared, batches)?;
+        let place = group.push_batches(kind, &placed, &[]);
+        Ok((Outcome::default(), visible_of(&placed, place)))
     }
 
     fn plan_stage(
@@ -253,8 +309,11 @@ impl Committer {
         group: &mut GroupBuffer,
         transaction: u64,
         batches: Vec<(PartitionId, Bytes)>,
+        staging: &mut Staging,
     ) -> Result<(Outcome, Vec<Visible>)> {
         self.check_batches(&batches)?;
+        // Its offsets are given at the end; the log's own time is that of now, since the bytes do not change any more.
+        let batches = staging.stamp(&self.shared, batches)?;
         let limit = self.shared.config.transaction_bytes;
         let bytes: usize = batches.iter().map(|(_, b)| b.len()).sum();
         let touched = self.shared.clock.monotonic();
@@ -282,7 +341,7 @@ impl Committer {
         staged: usize,
         batches: Vec<(PartitionId, Bytes)>,
         fence: Option<&Fence>,
-        next_offsets: &mut HashMap<PartitionId, i64>,
+        staging: &mut Staging,
     ) -> Result<(Outcome, Vec<Visible>)> {
         let open = self.transactions.remove(&transaction);
         let frames = open.map(|t| t.frames).unwrap_or_default();
@@ -296,7 +355,7 @@ impl Committer {
         }
         let (mut entries, mut visible) = (Vec::new(), Vec::new());
         for StagedFrame { lsn, batches } in frames {
-            for (index, placed) in self.place(batches, next_offsets)?.into_iter().enumerate() {
+            for (index, placed) in staging.place_new(&self.shared, batches)?.into_iter().enumerate() {
                 let span = BatchHeader::decode(&placed.bytes)?.last_offset_delta + 1;
                 let Placed { partition, base_offset, bytes } = placed;
                 entries.push(StagedEntry { stage_lsn: lsn, index: index as u32, partition, base_offset, span });
@@ -305,11 +364,11 @@ impl Committer {
                 visible.push(Visible::Staged(partition, Bytes::from(bytes)));
             }
         }
-        let placed = self.place(batches, next_offsets)?;
+        let placed = staging.place_new(&self.shared, batches)?;
+        let base_offsets = placed.iter().map(|placed| placed.base_offset).collect();
         let place = group.push_batches(Kind::Commit, &placed, &entries);
-        let (outcome, inline) = outcome_of(&placed, place);
-        visible.extend(inline);
-        Ok((outcome, visible))
+        visible.extend(visible_of(&placed, place));
+        Ok((Outcome { base_offsets, ..Outcome::default() }, visible))
     }
 
     fn plan_keyed(
@@ -318,14 +377,14 @@ impl Committer {
         table: Table,
         key: String,
         compute: Compute,
-        next_offsets: &mut HashMap<PartitionId, i64>,
+        staging: &mut Staging,
     ) -> Result<(Outcome, Vec<Visible>)> {
         let value = compute(&self.shared.catalog())?;
         let mut builder = BatchBuilder::default();
         let record = Record::new(Bytes::from(key), value.clone().map(Bytes::from));
         builder.push(&record, self.shared.clock.now())?;
         let batches = vec![(table.partition(), builder.finish())];
-        let (outcome, visible) = self.plan_append(group, batches, None, next_offsets)?;
+        let (outcome, visible) = self.plan_append(group, batches, None, staging)?;
         Ok((Outcome { value, ..outcome }, visible))
     }
 
@@ -343,26 +402,6 @@ impl Committer {
             self.shared.partition(*partition)?.check_writable()?;
         }
         Ok(())
-    }
-
-    fn place(
-        &self,
-        batches: Vec<(PartitionId, Bytes)>,
-        next_offsets: &mut HashMap<PartitionId, i64>,
-    ) -> Result<Vec<Placed>> {
-        let mut placed = Vec::with_capacity(batches.len());
-        for (partition, bytes) in batches {
-            let next = match next_offsets.entry(partition) {
-                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(self.shared.partition(partition)?.state().durable_offset)
-                }
-            };
-            let base_offset = *next;
-            *next += i64::from(BatchHeader::decode(&bytes)?.last_offset_delta) + 1;
-            placed.push(Placed { partition, base_offset, bytes });
-        }
-        Ok(placed)
     }
 
     /// Whether all that an append goes to is content with the operating system's word.
@@ -507,14 +546,15 @@ fn frame_bound(work: &Work, committer: &Committer) -> usize {
         Work::Commit { transaction, .. } => {
             committer.transactions.get(transaction).map_or(0, |t| t.frames.iter().map(|f| f.batches.len()).sum())
         }
+        Work::Coordinate { id, added_bytes, .. } => {
+            return committer.shared.coordinator().frame_bound(id.as_deref(), *added_bytes);
+        }
         Work::Keyed { key, size_hint, .. } => return GroupBuffer::frame_bound(1, 0, key.len() + size_hint + 256),
         _ => 0,
     };
     GroupBuffer::frame_bound(work.batches().len(), staged, work.payload_bytes())
 }
 
-fn outcome_of(placed: &[Placed], place: FramePlace) -> (Outcome, Vec<Visible>) {
-    let base_offsets = placed.iter().map(|p| p.base_offset).collect();
-    let visible = placed.iter().zip(place.batches).map(|(p, range)| Visible::InGroup(p.partition, range)).collect();
-    (Outcome { base_offsets, value: None }, visible)
+fn visible_of(placed: &[Placed], place: FramePlace) -> Vec<Visible> {
+    placed.iter().zip(place.batches).map(|(p, range)| Visible::InGroup(p.partition, range)).collect()
 }

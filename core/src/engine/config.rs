@@ -22,6 +22,42 @@ pub struct Config {
     pub transaction_bytes: usize,
     /// A segment is sealed at this size.
     pub segment_bytes: u64,
+    /// Memory for what a pass of compaction knows of keys, 24 bytes for each and a third more. A partition with more keys
+    /// takes several passes.
+    pub compaction_map_bytes: usize,
+    /// What compaction may read and write together in a second.
+    pub compaction_bytes_per_second: u64,
+    /// What is kept of producers, and for how long.
+    pub producers: ProducerLimits,
+}
+
+/// What is kept of producers, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProducerLimits {
+    /// Producers that one partition knows; beyond, those idle for longest are forgotten.
+    pub per_partition: usize,
+    /// Producers that all partitions know together.
+    pub in_all: usize,
+    /// A producer idle for so long is forgotten by a partition.
+    pub producer_idle_ms: u64,
+    /// A transactional id idle for so long is forgotten.
+    pub transactional_id_idle_ms: u64,
+    /// The longest time-out that a transaction may ask for.
+    pub max_transaction_timeout_ms: u64,
+}
+
+impl Default for ProducerLimits {
+    fn default() -> Self {
+        const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+        Self {
+            per_partition: 20_000,
+            in_all: 200_000,
+            producer_idle_ms: DAY_MS,
+            transactional_id_idle_ms: 7 * DAY_MS,
+            max_transaction_timeout_ms: 15 * 60 * 1000,
+        }
+    }
 }
 
 impl Default for Config {
@@ -34,6 +70,9 @@ impl Default for Config {
             group_bytes: 4 << 20,
             transaction_bytes: 64 << 20,
             segment_bytes: 256 << 20,
+            compaction_map_bytes: 32 << 20,
+            compaction_bytes_per_second: 64 << 20,
+            producers: ProducerLimits::default(),
         }
     }
 }
@@ -70,6 +109,16 @@ impl Config {
             self.ring_bytes >= self.commit_file_bytes / 2,
             format!("ring_bytes {} is below half a commit file", self.ring_bytes),
         );
+        check(
+            self.compaction_map_bytes >= 1 << 10,
+            format!("compaction_map_bytes {} is below 1 KiB", self.compaction_map_bytes),
+        );
+        check(
+            self.compaction_bytes_per_second >= 4096,
+            format!("compaction_bytes_per_second {} is below 4 KiB", self.compaction_bytes_per_second),
+        );
+        let ProducerLimits { per_partition, in_all, .. } = self.producers;
+        check(per_partition > 0 && in_all > 0, "producers: a log that knows no producer finds no duplicate".into());
         if faults.is_empty() { Ok(()) } else { Err(Error::invalid(faults.join("; "))) }
     }
 

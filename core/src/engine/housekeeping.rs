@@ -15,9 +15,11 @@ use std::{
 };
 
 use super::{
+    compact::Compactor,
     leftovers::Leftovers,
     retention::Retention,
     shared::{Shared, lock},
+    transactions::Expiry,
 };
 use crate::{Error, Result};
 
@@ -43,11 +45,20 @@ pub(super) trait Chore: Send {
     /// # Errors
     /// Whatever hinders it; it is tried again at the next pass.
     fn step(&mut self, shared: &Arc<Shared>) -> Result<Progress>;
+
+    /// The log is closing: what was begun and cannot be ended is taken back.
+    fn stop(&mut self, _shared: &Arc<Shared>) {}
 }
 
 /// All chores, in the order of their turns.
 fn chores(manifest: u64) -> Vec<Box<dyn Chore>> {
-    vec![Box::new(Leftovers::new(manifest)), Box::new(Retention::default()), Box::new(Removal)]
+    vec![
+        Box::new(Leftovers::new(manifest)),
+        Box::new(Retention::default()),
+        Box::new(Removal),
+        Box::new(Expiry),
+        Box::<Compactor>::default(),
+    ]
 }
 
 /// Removes what no manifest lists any more, a file or a folder a step: a large one takes the file system a while.
@@ -173,12 +184,18 @@ impl Housekeeper {
         !self.open.is_empty()
     }
 
+    /// Ends what the chores have begun.
+    pub(super) fn stop(&mut self) {
+        self.chores.iter_mut().for_each(|chore| chore.stop(&self.shared));
+    }
+
     /// The thread's work: passes until the log closes or fails.
     pub(super) fn run(&mut self) {
         let go_on = |shared: &Shared| !shared.bell.closing() && shared.check_alive().is_ok();
         while self.shared.bell.wait() && go_on(&self.shared) {
             while self.step() && go_on(&self.shared) {}
         }
+        self.stop();
     }
 }
 

@@ -1,12 +1,16 @@
 //! What a crash left in the folders: files of segments and topics that were to be removed, and manifests of earlier
 //! checkpoints. They are looked for once after an opening, a folder at a time. Files of other names are left alone.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
 
 use super::{
     housekeeping::{Chore, Progress},
     manifest,
     partition::Partition,
+    segment,
     shared::{Doomed, Shared},
 };
 use crate::{Result, topic::PartitionId};
@@ -45,6 +49,7 @@ impl Chore for Leftovers {
         };
         let Some(name) = folders.pop() else {
             self.over = true;
+            shared.leftovers_known.store(true, Ordering::Release);
             return Ok(Progress::Done);
         };
         let Some(id) = number_of(&name, 8) else { return Ok(Progress::More) };
@@ -61,22 +66,34 @@ impl Chore for Leftovers {
     }
 }
 
-/// Files of segments that the partition does not have. The segment writer makes no new ones below what is written.
+/// Files of segments that the partition does not have. The segment writer makes no new ones below what is written, and
+/// compaction begins when all are known: no new file takes the name of one that is to go.
 fn leftovers_of(shared: &Shared, partition: &Partition) -> Vec<Doomed> {
     // No folder: nothing was written yet, or it was deleted meanwhile.
     let names = shared.storage.list(&partition.folder).unwrap_or_default();
-    let state = partition.state();
-    let needed = |base: i64| {
-        base >= state.written_offset || state.segments.binary_search_by_key(&base, |s| s.base_offset()).is_ok()
+    let mut state = partition.state_mut();
+    let newest = names.iter().filter_map(|name| place_of(name)).map(|(_, generation)| generation).max();
+    state.generation = state.generation.max(newest.unwrap_or(0));
+    let needed = |(base, generation): (i64, u32)| {
+        let listed = state.segments.binary_search_by_key(&base, |s| s.base_offset());
+        (generation == 0 && base >= state.written_offset)
+            || listed.is_ok_and(|i| state.segments[i].generation() == generation)
     };
-    let files = names.iter().filter(|name| base_offset_of(name).is_some_and(|base| !needed(base)));
+    let files = names.iter().filter(|name| place_of(name).is_some_and(|place| !needed(place)));
     files.map(|name| Doomed::File(partition.folder.join(name))).collect()
 }
 
-fn base_offset_of(name: &str) -> Option<i64> {
+/// Base offset and generation in the name of a segment's file.
+fn place_of(name: &str) -> Option<(i64, u32)> {
     let path: &Path = name.as_ref();
     let end = path.extension()?;
-    (end == "log" || end == "index").then(|| number_of(&path.file_stem()?.to_string_lossy(), 20)).flatten()
+    let stem = path.file_stem()?.to_str().filter(|_| end == "log" || end == "index")?;
+    let (base, generation) = match stem.split_once('.') {
+        Some((base, generation)) => (base, generation.parse().ok()?),
+        None => (stem, 0),
+    };
+    let base_offset = number_of(base, 20)?;
+    (stem == segment::stem(base_offset, generation)).then_some((base_offset, generation))
 }
 
 fn number_of(name: &str, digits: usize) -> Option<i64> {
@@ -89,12 +106,18 @@ mod tests {
 
     #[test]
     fn only_names_that_are_ours_count() {
-        assert_eq!(base_offset_of("00000000000000000017.log"), Some(17));
-        assert_eq!(base_offset_of("00000000000000000017.index"), Some(17));
-        for other in
-            ["17.log", "00000000000000000017.tmp", "0000000000000000001x.log", "99999999999999999999.log", "log"]
-        {
-            assert_eq!(base_offset_of(other), None, "{other}");
+        assert_eq!(place_of("00000000000000000017.log"), Some((17, 0)));
+        assert_eq!(place_of("00000000000000000017.3.index"), Some((17, 3)));
+        for other in [
+            "17.log",
+            "00000000000000000017.tmp",
+            "0000000000000000001x.log",
+            "99999999999999999999.log",
+            "log",
+            "00000000000000000017.0.log",
+            "00000000000000000017.03.log",
+        ] {
+            assert_eq!(place_of(other), None, "{other}");
         }
     }
 }

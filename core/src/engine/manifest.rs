@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     catalog::Catalog,
+    compact::Compacted,
     partition::{Damage, Partition},
+    producers::Snapshot,
     segment::SegmentEntry,
     shared::Shared,
 };
@@ -28,8 +30,14 @@ pub(super) struct PartitionEntry {
     /// Offset up to which the segments listed hold everything.
     pub(super) written_offset: i64,
     pub(super) segments: Vec<SegmentEntry>,
+    /// How far the segments are compacted.
+    #[serde(default, skip_serializing_if = "Compacted::is_none")]
+    pub(super) compacted: Compacted,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) damage: Vec<Damage>,
+    /// Left out where no producer is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) producers: Option<Snapshot>,
 }
 
 pub(super) fn path(data_dir: &Path, number: u64) -> PathBuf {
@@ -82,6 +90,8 @@ fn entry_of(partition: &Partition) -> PartitionEntry {
         log_start_offset: state.log_start_offset,
         written_offset: state.synced_offset,
         segments: state.segments.iter().filter_map(|s| s.durable_entry()).collect(),
+        compacted: state.compacted,
         damage: state.damage.clone(),
+        producers: state.producers.snapshot(state.log_start_offset, state.durable_offset),
     }
 }

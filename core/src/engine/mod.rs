@@ -5,8 +5,12 @@
 //! | `frame` | the grammar of the commit log |
 //! | `slots` | its files |
 //! | `queue`, `commit` | requests, and the committer that makes groups of them durable and visible |
+//! | `producers`, `transactions` | idempotent producers, and transactions of Kafka's protocol |
+//! | `staging` | what a group has planned: offsets, and what producers have sent |
+//! | `committed` | reading what is committed |
 //! | `partition`, `segment`, `index` | one partition's records in memory and on disk |
 //! | `write_behind`, `checkpoint` | records into segments, and these made durable, a little at a time |
+//! | `compact`, `key_map` | sealed segments written anew with the newest record of each key |
 //! | `manifest`, `superblock` | what a checkpoint leaves |
 //! | `recovery` | what a crash left, made whole |
 //! | `full_disk` | how a full disk is weathered |
@@ -22,24 +26,30 @@
 mod catalog;
 mod checkpoint;
 mod commit;
+mod committed;
+mod compact;
 mod config;
 mod frame;
 mod full_disk;
 mod housekeeping;
 mod index;
 pub mod inspect;
+mod key_map;
 mod leftovers;
 mod manifest;
 mod partition;
+mod producers;
 mod queue;
 mod recovery;
 mod retention;
 mod segment;
 mod shared;
 mod slots;
+mod staging;
 mod superblock;
 mod threads;
 mod times;
+mod transactions;
 mod write_behind;
 
 use std::{
@@ -54,26 +64,32 @@ use tokio::sync::Semaphore;
 
 pub use catalog::{Entry, Table};
 pub use commit::Turn;
-pub use config::Config;
+pub use committed::{Aborted, Committed};
+pub use compact::Compaction;
+pub use config::{Config, ProducerLimits};
 pub use housekeeping::ChoreFailures;
 pub use partition::Damage;
+pub use producers::ProducerInfo;
 pub use queue::{Fence, Outcome};
 pub use recovery::RecoveryReport;
 pub use threads::Stepper;
+pub use transactions::{Produced, ProducerIdentity, ProducerStats, TransactionInfo, TransactionState};
 
 use self::{
     catalog::{Catalog, position_key},
     housekeeping::Bell,
     manifest::Manifest,
-    partition::Partition,
+    partition::{Partition, State},
+    producers::{Census, Producers},
     queue::{Queue, Work},
     segment::Segment,
     shared::{Published, Shared, WriterState, lock},
     slots::SlotPool,
     superblock::SuperblockFile,
+    transactions::Coordinator,
 };
 use crate::{
-    Error, Result,
+    Error, ErrorKind, Reason, Result,
     batch::Batch,
     clock::Clock,
     storage::Storage,
@@ -93,12 +109,17 @@ pub struct Bounds {
     pub log_start_offset: i64,
     /// First offset that is not yet durable.
     pub durable_offset: i64,
+    /// First offset of the oldest transaction of Kafka's protocol that is still open, or `durable_offset`: records that
+    /// count, and are known to, end here.
+    pub last_stable_offset: i64,
 }
 
 /// An open log in a data directory that this process owns.
 pub struct Engine {
     shared: Arc<Shared>,
     permits: Semaphore,
+    /// Producer ids that are this process's to give.
+    producer_ids: tokio::sync::Mutex<std::ops::Range<i64>>,
     report: RecoveryReport,
     threads: Mutex<Option<threads::Threads>>,
 }
@@ -139,7 +160,7 @@ impl Engine {
         };
         let permits = Semaphore::new((config.queue_bytes / PERMIT_BYTES).max(1));
         let shared = Arc::new(new_shared(data_dir, config, storage, clock, superblock.current().log_id));
-        load_manifest(&shared, manifest);
+        load_manifest(&shared, manifest)?;
         let (committer, report) = recovery::recover(&shared, &mut superblock)?;
         for (lsn, what) in &report.damage {
             tracing::error!(lsn, what, "commit log is damaged");
@@ -149,7 +170,8 @@ impl Engine {
         }
         let writer = write_behind::SegmentWriter::new(Arc::clone(&shared), superblock);
         let stepper = Stepper::new(committer, writer);
-        Ok((Self { shared, permits, report, threads: Mutex::new(None) }, stepper))
+        let producer_ids = tokio::sync::Mutex::new(0..0);
+        Ok((Self { shared, permits, producer_ids, report, threads: Mutex::new(None) }, stepper))
     }
 
     /// What recovery found when the log was opened.
@@ -296,8 +318,12 @@ impl Engine {
     /// new one.
     ///
     /// # Errors
-    /// `Conflict` where somebody was faster.
+    /// `Conflict` where somebody was faster; `Denied` for a table that has calls of its own.
     pub async fn put(&self, table: Table, key: &str, value: Option<String>, expected: Option<i64>) -> Result<i64> {
+        if table == Table::Producers {
+            let text = format!("{} is written by the calls of producers", table.topic());
+            return Err(Error::new(ErrorKind::Denied, text));
+        }
         let name = key.to_owned();
         let size = value.as_ref().map_or(0, String::len);
         let compute = move |catalog: &Catalog| {
@@ -400,12 +426,16 @@ impl Engine {
 
     async fn submit(&self, work: Work) -> Result<Outcome> {
         self.check(&work)?;
-        let all = self.shared.config.queue_bytes / PERMIT_BYTES;
-        let wanted = (work.payload_bytes() / PERMIT_BYTES + 1).min(all.max(1));
-        let permit = self.permits.acquire_many(wanted as u32).await;
+        let permit = self.permits.acquire_many(self.permits_of(&work)).await;
         let _permit = permit.map_err(|_| Error::closed("the log was closed"))?;
         let answer = self.shared.queue.push(work);
         answer.await.map_err(|_| Error::closed("the log has stopped"))?
+    }
+
+    /// What a request takes of the queue's bytes.
+    fn permits_of(&self, work: &Work) -> u32 {
+        let all = self.shared.config.queue_bytes / PERMIT_BYTES;
+        (work.payload_bytes() / PERMIT_BYTES + 1).min(all.max(1)) as u32
     }
 
     /// Puts an append into the queue without waiting for room or answer; for simulations.
@@ -431,7 +461,36 @@ impl Engine {
             if batch.bytes().len() != bytes.len() {
                 return Err(Error::invalid("batch length differs from its header"));
             }
+            if batch.header().is_control() {
+                return Err(Error::invalid("control batches are the log's own"));
+            }
+            if batch.header().has_producer() && !matches!(work, Work::Append { .. }) {
+                return Err(Error::invalid("a batch of a transaction of the log's own has no producer id"));
+            }
             Catalog::check(*partition, &batch)?;
+            self.check_compacted(*partition, &batch)?;
+        }
+        Ok(())
+    }
+
+    /// What compaction relies on: keys, where they can be read, and that nobody else decides when tombstones go.
+    fn check_compacted(&self, id: PartitionId, batch: &Batch) -> Result<()> {
+        if batch.header().delete_horizon().is_some() {
+            return Err(Error::invalid("attribute bit 6, the delete horizon, is the log's own"));
+        }
+        let Ok(partition) = self.shared.partition(id) else { return Ok(()) };
+        if !partition.config().cleanup.compacts() || batch.header().is_compressed() {
+            return Ok(());
+        }
+        for (number, record) in batch.records().enumerate() {
+            let record = record.map_err(|e| Error::invalid(e.message().to_owned()))?;
+            if record.key.is_none() {
+                return Err(Error::invalid(format!(
+                    "record {number} of the batch has no key, and {} is compacted by key (cleanup.policy)",
+                    partition.name
+                ))
+                .with_reason(Reason::InvalidRecord));
+            }
         }
         Ok(())
     }
@@ -443,7 +502,8 @@ impl Engine {
             Some(limit) if size as u64 > limit => Err(Error::invalid(format!(
                 "batch of {size} bytes exceeds max.message.bytes of {}, which is {limit}",
                 partition.name
-            ))),
+            ))
+            .with_reason(Reason::BatchTooLarge)),
             _ => Ok(()),
         }
     }
@@ -457,7 +517,11 @@ impl Engine {
         let bounds = |id: &PartitionId| {
             let partition = self.shared.partition(*id)?;
             let state = partition.state();
-            Ok(Bounds { log_start_offset: state.log_start_offset, durable_offset: state.durable_offset })
+            Ok(Bounds {
+                log_start_offset: state.log_start_offset,
+                durable_offset: state.durable_offset,
+                last_stable_offset: state.last_stable_offset(),
+            })
         };
         partitions.iter().map(bounds).collect()
     }
@@ -476,6 +540,10 @@ impl Engine {
     /// # Errors
     /// `NotFound` where the partition does not exist or is deleted meanwhile, `Closed` once the log has stopped.
     pub async fn wait_for(&self, id: PartitionId, offset: i64, time: Duration) -> Result<()> {
+        self.wait_until(id, time, |state| state.durable_offset > offset).await
+    }
+
+    async fn wait_until(&self, id: PartitionId, time: Duration, there: impl Fn(&State) -> bool) -> Result<()> {
         let partition: Arc<Partition> = self.shared.partition(id)?;
         let visible = async {
             loop {
@@ -485,14 +553,14 @@ impl Engine {
                 appended.as_mut().enable();
                 failed.as_mut().enable();
                 self.shared.check_alive()?;
-                let (deleted, durable_offset) = {
+                let (deleted, there) = {
                     let state = partition.state();
-                    (state.deleted, state.durable_offset)
+                    (state.deleted, there(&state))
                 };
                 if deleted {
                     return Err(Error::not_found(format!("{} was deleted", partition.name)));
                 }
-                if durable_offset > offset {
+                if there {
                     return Ok(());
                 }
                 tokio::select! { () = appended => {}, () = failed => {} }
@@ -515,6 +583,11 @@ impl Engine {
     /// How each chore of housekeeping has fared, by its name. A failure there harms no append: it is tried again.
     pub fn housekeeping(&self) -> BTreeMap<&'static str, ChoreFailures> {
         self.shared.bell.failures()
+    }
+
+    /// What compaction has done since the log was opened.
+    pub fn compaction(&self) -> Compaction {
+        lock(&self.shared.compaction).clone()
     }
 
     /// Whether the disk was full when the log last wrote what it has in memory, or its metadata. Records are refused as
@@ -572,10 +645,9 @@ fn topic_bytes(partitions: u32) -> usize {
 
 fn deny_internal(name: &str) -> Result<()> {
     match name.starts_with(topic::INTERNAL_PREFIX) {
-        true => Err(Error::new(
-            crate::ErrorKind::Denied,
-            format!("topics named {}* are the log's own", topic::INTERNAL_PREFIX),
-        )),
+        true => {
+            Err(Error::new(ErrorKind::Denied, format!("topics named {}* are the log's own", topic::INTERNAL_PREFIX)))
+        }
         false => Ok(()),
     }
 }
@@ -650,6 +722,8 @@ fn new_shared(
         queue: Queue::default(),
         partitions: RwLock::new(HashMap::new()),
         catalog: RwLock::new(Catalog::new()),
+        coordinator: RwLock::default(),
+        producers: Census::default(),
         published: RwLock::new(Published { lsn: 0, oldest_staged_lsn: None }),
         checkpoint_lsn: AtomicU64::new(0),
         allowed_lsn: AtomicU64::new(u64::MAX),
@@ -668,16 +742,19 @@ fn new_shared(
         failure: OnceLock::new(),
         failed: tokio::sync::Notify::new(),
         next_transaction: AtomicU64::new(1),
+        compaction: Mutex::default(),
+        leftovers_known: Default::default(),
     }
 }
 
 /// Sets up partitions and catalog as of the last checkpoint.
-fn load_manifest(shared: &Shared, manifest: Manifest) {
+fn load_manifest(shared: &Shared, manifest: Manifest) -> Result<()> {
     shared.add_internal_partitions();
     for info in manifest.catalog.topics() {
         shared.add_partitions(&info);
     }
     let starts = manifest.catalog.log_starts();
+    *shared.coordinator.write().unwrap_or_else(PoisonError::into_inner) = Coordinator::of(&manifest.catalog)?;
     *shared.catalog.write().unwrap_or_else(PoisonError::into_inner) = manifest.catalog;
     for entry in manifest.partitions {
         let Ok(partition) = shared.partition(entry.id) else { continue };
@@ -689,7 +766,12 @@ fn load_manifest(shared: &Shared, manifest: Manifest) {
         state.durable_offset = entry.written_offset.max(holes);
         let listed = |entry| Arc::new(Segment::listed(&partition.folder, entry, shared.clock.now().0));
         state.segments = entry.segments.into_iter().map(listed).collect();
+        state.compacted = entry.compacted;
         state.damage = entry.damage;
+        if let Some(snapshot) = entry.producers {
+            state.producers = Producers::restore(snapshot);
+            shared.producers.known.fetch_add(state.producers.len(), std::sync::atomic::Ordering::Relaxed);
+        }
     }
     // The catalog may be newer than the partitions.
     for (id, start) in starts {
@@ -697,4 +779,5 @@ fn load_manifest(shared: &Shared, manifest: Manifest) {
             partition.move_log_start(start);
         }
     }
+    Ok(())
 }

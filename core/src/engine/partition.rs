@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::segment::Segment;
+use super::{compact::Compacted, producers::Producers, segment::Segment};
 use crate::{
     Error, Result,
     batch::Batch,
@@ -50,7 +50,11 @@ pub(super) struct State {
     pub(super) synced_offset: i64,
     pub(super) tail: VecDeque<Batch>,
     pub(super) segments: Vec<Arc<Segment>>,
+    pub(super) compacted: Compacted,
+    /// The newest generation of a segment's file that there was.
+    pub(super) generation: u32,
     pub(super) damage: Vec<Damage>,
+    pub(super) producers: Producers,
     pub(super) deleted: bool,
 }
 
@@ -63,7 +67,10 @@ impl Partition {
             synced_offset: 0,
             tail: VecDeque::new(),
             segments: Vec::new(),
+            compacted: Compacted::default(),
+            generation: 0,
             damage: Vec::new(),
+            producers: Producers::default(),
             deleted: false,
         };
         Self { id, name, folder, state: RwLock::new(state), config: RwLock::default(), appended: Notify::new() }
@@ -86,12 +93,15 @@ impl Partition {
         self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Makes a durable batch visible.
-    pub(super) fn publish(&self, batch: Batch) {
+    /// Makes a durable batch visible; `now_ms` counts where it tells of a producer. Tells how many more producers are
+    /// known than before.
+    pub(super) fn publish(&self, batch: Batch, now_ms: i64) -> usize {
         let mut state = self.state_mut();
         debug_assert!(batch.header().base_offset >= state.durable_offset, "offsets only grow");
         state.durable_offset = batch.header().next_offset();
+        let added = state.producers.apply(&batch, now_ms);
         state.tail.push_back(batch);
+        added
     }
 
     /// Notes lost records once; finding them again at a later recovery adds nothing.
@@ -144,6 +154,10 @@ impl Partition {
             // Its file may have gone while it was read.
             match read {
                 Ok(batches) => batches,
+                Err(_) if !segments.iter().all(|segment| self.lists(segment)) && self.gone_below(offset).is_none() => {
+                    // Others have taken its place.
+                    return self.read(storage, offset, max_bytes, end);
+                }
                 Err(error) => return Err(self.gone_below(offset).unwrap_or(error)),
             }
         };
@@ -156,6 +170,11 @@ impl Partition {
     pub(super) fn out_of_range(&self, state: &State, offset: i64) -> Error {
         let State { log_start_offset, durable_offset, .. } = state;
         Error::invalid(format!("offset {offset} of {} is out of range {log_start_offset}..{durable_offset}", self.name))
+    }
+
+    /// Whether a segment still is the partition's: retention may have taken it away, compaction replaced it.
+    pub(super) fn lists(&self, segment: &Arc<Segment>) -> bool {
+        self.state().segments.iter().any(|other| Arc::ptr_eq(other, segment))
     }
 
     /// Why a read failed, if its topic was deleted meanwhile.

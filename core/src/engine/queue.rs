@@ -12,8 +12,9 @@ use tokio::sync::oneshot;
 use super::{
     catalog::{Catalog, Table},
     shared::lock,
+    transactions::{Coordinate, Produced},
 };
-use crate::{Error, Result, topic::PartitionId};
+use crate::{Error, Result, record::Timestamp, topic::PartitionId};
 
 /// A fenced writer's identity: what it wrote is refused once somebody opened the owner anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,14 +41,21 @@ pub(super) enum Work {
     /// One metadata record, computed when its turn comes.
     /// `size_hint` is at least the bytes of the value.
     Keyed { table: Table, key: String, size_hint: usize, compute: Compute },
+    /// A change of a transactional id, computed when its turn comes, which adds at most `added_bytes` of text.
+    Coordinate { id: Option<String>, added_bytes: usize, compute: Coordinate },
 }
 
 impl Work {
     pub(super) fn batches(&self) -> &[(PartitionId, Bytes)] {
         match self {
             Self::Append { batches, .. } | Self::Stage { batches, .. } | Self::Commit { batches, .. } => batches,
-            Self::Abort { .. } | Self::Keyed { .. } => &[],
+            Self::Abort { .. } | Self::Keyed { .. } | Self::Coordinate { .. } => &[],
         }
+    }
+
+    /// Whether it is computed from what is visible: nothing that may change that precedes it in its group.
+    pub(super) fn is_computed(&self) -> bool {
+        matches!(self, Self::Keyed { .. } | Self::Coordinate { .. })
     }
 
     pub(super) fn payload_bytes(&self) -> usize {
@@ -60,8 +68,20 @@ impl Work {
 pub struct Outcome {
     /// Base offset of each batch of the request, in its order.
     pub base_offsets: Vec<i64>,
+    /// The log's own time of each batch, or -1; nothing where no batch has it.
+    pub append_times: Vec<i64>,
     /// The value written by a metadata request.
     pub value: Option<String>,
+}
+
+impl Outcome {
+    /// Of a request of one batch.
+    pub(super) fn produced(&self) -> Result<Produced> {
+        let base_offset = self.base_offsets.first().copied();
+        let base_offset = base_offset.ok_or_else(|| Error::internal("an append without an offset"))?;
+        let append_time = self.append_times.first().copied().filter(|time| *time >= 0).map(Timestamp);
+        Ok(Produced { base_offset, append_time })
+    }
 }
 
 pub(super) struct Request {

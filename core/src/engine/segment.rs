@@ -41,6 +41,9 @@ const READ_BYTES: usize = 64 << 10;
 pub(super) struct SegmentEntry {
     pub(super) base_offset: i64,
     pub(super) length: u64,
+    /// How often compaction has written it anew.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub(super) generation: u32,
     /// The latest time that a record of it bears; absent where nobody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) max_timestamp: Option<i64>,
@@ -49,6 +52,18 @@ pub(super) struct SegmentEntry {
     pub(super) created_ms: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) appended_ms: Option<i64>,
+}
+
+fn is_first(generation: &u32) -> bool {
+    *generation == 0
+}
+
+/// The name of a segment's file without its extension. Kafka reads the digits before the first dot.
+pub(super) fn stem(base_offset: i64, generation: u32) -> String {
+    match generation {
+        0 => format!("{base_offset:020}"),
+        _ => format!("{base_offset:020}.{generation}"),
+    }
 }
 
 /// What is known of the age of a segment's records. Never evidence.
@@ -64,6 +79,7 @@ pub(super) struct Times {
 pub(super) struct Segment {
     path: PathBuf,
     base_offset: i64,
+    generation: u32,
     length: AtomicU64,
     /// Bytes of it that are durable; the manifest lists no more.
     synced: AtomicU64,
@@ -78,9 +94,15 @@ pub(super) struct Segment {
 
 impl Segment {
     /// Makes an empty segment's file.
-    pub(super) fn create(storage: &dyn Storage, folder: &Path, base_offset: i64, now_ms: i64) -> Result<Self> {
+    pub(super) fn create(
+        storage: &dyn Storage,
+        folder: &Path,
+        base_offset: i64,
+        generation: u32,
+        now_ms: i64,
+    ) -> Result<Self> {
         let (created_ms, appended_ms, max_timestamp) = (Some(now_ms), Some(now_ms), Some(NO_TIMESTAMP));
-        let entry = SegmentEntry { base_offset, length: 0, max_timestamp, created_ms, appended_ms };
+        let entry = SegmentEntry { base_offset, length: 0, generation, max_timestamp, created_ms, appended_ms };
         let segment = Self::listed(folder, entry, now_ms);
         let file = storage.open(&segment.path, Open::Fresh)?;
         *lock(&segment.file) = Some(file);
@@ -96,8 +118,9 @@ impl Segment {
             appended_ms: entry.appended_ms.unwrap_or(now_ms),
         };
         Self {
-            path: folder.join(format!("{:020}.log", entry.base_offset)),
+            path: folder.join(stem(entry.base_offset, entry.generation) + ".log"),
             base_offset: entry.base_offset,
+            generation: entry.generation,
             length: AtomicU64::new(entry.length),
             synced: AtomicU64::new(entry.length),
             file: Mutex::new(None),
@@ -115,6 +138,10 @@ impl Segment {
         self.base_offset
     }
 
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
+    }
+
     pub(super) fn length(&self) -> u64 {
         self.length.load(Ordering::Acquire)
     }
@@ -126,10 +153,17 @@ impl Segment {
         (length > 0).then_some(SegmentEntry {
             base_offset: self.base_offset,
             length,
+            generation: self.generation,
             max_timestamp,
             created_ms: Some(created_ms),
             appended_ms: Some(appended_ms),
         })
+    }
+
+    /// Whether all of it is durable.
+    pub(super) fn is_durable(&self) -> bool {
+        let length = self.length();
+        length > 0 && self.synced.load(Ordering::Acquire) == length
     }
 
     /// The files that go with it.
@@ -139,6 +173,16 @@ impl Segment {
 
     pub(super) fn times(&self) -> Times {
         *lock(&self.times)
+    }
+
+    /// Takes over the age of those whose records it has.
+    pub(super) fn take_age_of(&self, others: &[Arc<Self>]) {
+        let mut times = lock(&self.times);
+        for other in others.iter().map(|other| other.times()) {
+            times.created_ms = times.created_ms.min(other.created_ms);
+        }
+        let appended = others.iter().map(|other| other.times().appended_ms).max();
+        times.appended_ms = appended.unwrap_or(times.appended_ms);
     }
 
     /// Whether nothing is appended to it any more.
@@ -244,6 +288,25 @@ impl Segment {
             return self.read_from(storage, beginning, length, offset, max_bytes);
         }
         found
+    }
+
+    /// The batches that follow from a place in it (offset, position), for who reads all of it; moves the place.
+    pub(super) fn read_on(
+        &self,
+        storage: &dyn Storage,
+        place: &mut (i64, u64),
+        max_bytes: usize,
+    ) -> Result<Vec<Batch>> {
+        let batches = self.read_from(storage, *place, self.length(), place.0, max_bytes)?;
+        for header in batches.iter().map(Batch::header) {
+            *place = (header.next_offset(), place.1 + header.size_bytes as u64);
+        }
+        Ok(batches)
+    }
+
+    /// Forgets what it knows of its index, which is read again where it is needed.
+    pub(super) fn forget_index(&self) {
+        *self.index() = None;
     }
 
     /// As [`Segment::read`], from a position where the batch of offset `expected` begins.

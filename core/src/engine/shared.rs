@@ -5,18 +5,21 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use super::{
     catalog::{Catalog, Table, TopicChange},
+    compact::Compaction,
     config::Config,
     housekeeping::Bell,
     partition::Partition,
+    producers::Census,
     queue::Queue,
     slots::SlotPool,
+    transactions::Coordinator,
 };
 use crate::{
     Error, Result,
@@ -28,6 +31,10 @@ use crate::{
 
 /// A committer that waits for room looks for itself so often, whatever it is told.
 const ROOM_PATIENCE: Duration = Duration::from_millis(20);
+
+/// A segment of the log's own topics is sealed at this size: their records are soon superseded, and only what is sealed is
+/// compacted.
+const INTERNAL_SEGMENT_BYTES: u64 = 1 << 20;
 
 /// The consistent state of all partitions together.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +92,10 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) partitions: RwLock<HashMap<PartitionId, Arc<Partition>>>,
     pub(super) catalog: RwLock<Catalog>,
+    /// What `_tidemill.producers` says, decoded.
+    pub(super) coordinator: RwLock<Coordinator>,
+    /// How many producers the partitions know.
+    pub(super) producers: Census,
     /// Held for writing while a group becomes visible: a reader that holds it sees all of a group or nothing.
     pub(super) published: RwLock<Published>,
     pub(super) checkpoint_lsn: AtomicU64,
@@ -116,6 +127,9 @@ pub(super) struct Shared {
     pub(super) failure: OnceLock<String>,
     pub(super) failed: tokio::sync::Notify,
     pub(super) next_transaction: AtomicU64,
+    pub(super) compaction: Mutex<Compaction>,
+    /// Whether all files that a crash left are known, and named.
+    pub(super) leftovers_known: AtomicBool,
 }
 
 /// A lock whose holder panicked protects plain data that each critical section leaves whole.
@@ -131,6 +145,15 @@ impl Shared {
 
     pub(super) fn catalog(&self) -> std::sync::RwLockReadGuard<'_, Catalog> {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn coordinator(&self) -> std::sync::RwLockReadGuard<'_, Coordinator> {
+        self.coordinator.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn all_partitions(&self) -> Vec<Arc<Partition>> {
+        let partitions = self.partitions.read().unwrap_or_else(PoisonError::into_inner);
+        partitions.values().cloned().collect()
     }
 
     pub(super) fn published(&self) -> std::sync::RwLockReadGuard<'_, Published> {
@@ -160,12 +183,21 @@ impl Shared {
         if partition.state().deleted {
             return Ok(());
         }
-        partition.publish(batch.clone());
+        let now_ms = if batch.header().has_producer() { self.clock.now().0 } else { 0 };
+        let added = partition.publish(batch.clone(), now_ms);
+        if added > 0 {
+            self.producers.add(self, &partition, added);
+        }
         let size = batch.bytes().len();
         self.ring_bytes.fetch_add(size, Ordering::Relaxed);
         self.unwritten_bytes.fetch_add(size, Ordering::Relaxed);
         lock(&self.arrivals).push_back((id, size));
-        let changes = self.catalog.write().unwrap_or_else(PoisonError::into_inner).apply(id, batch)?;
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        let changes = catalog.apply(id, batch)?;
+        if id == Table::Producers.partition() {
+            self.coordinator.write().unwrap_or_else(PoisonError::into_inner).follow(&catalog, batch)?;
+        }
+        drop(catalog);
         for change in changes {
             match change {
                 TopicChange::Created(info) | TopicChange::Changed(info) => self.add_partitions(&info),
@@ -187,7 +219,8 @@ impl Shared {
     }
 
     pub(super) fn add_internal_partitions(&self) {
-        let config = Arc::new(TopicConfig::compacted());
+        let segment_bytes = Some(self.config.segment_bytes.min(INTERNAL_SEGMENT_BYTES));
+        let config = Arc::new(TopicConfig { segment_bytes, ..TopicConfig::compacted() });
         for table in Table::ALL {
             self.add_partition(&table.topic(), 0, table.partition(), &config);
         }
@@ -223,6 +256,7 @@ impl Shared {
             let held: usize = state.tail.iter().map(|b| b.bytes().len()).sum();
             self.ring_bytes.fetch_sub(held, Ordering::Relaxed);
             state.tail.clear();
+            self.producers.remove(std::mem::take(&mut state.producers).len());
             drop(state);
             lock(&self.arrivals).retain(|(other, _)| *other != partition.id);
             self.doom(partition.folder.parent().map(|folder| Doomed::Folder(folder.to_path_buf())));

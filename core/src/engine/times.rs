@@ -73,10 +73,15 @@ impl Partition {
                 Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => from = after.max(from + 1),
                 // It went while it was read: what is left is looked at.
-                Err(_) if from < self.state().log_start_offset => {}
+                Err(_) if from < self.state().log_start_offset || self.is_replaced(&place) => {}
                 Err(error) => return Err(self.gone().unwrap_or(error)),
             }
         }
+    }
+
+    /// Whether compaction has put another segment in the place of this one.
+    fn is_replaced(&self, place: &Place) -> bool {
+        matches!(place, Place::Segment(segment) if !self.lists(segment)) && self.gone().is_none()
     }
 
     /// The latest time of all records that are kept.
@@ -98,7 +103,7 @@ impl Partition {
                     latest = latest.max(found);
                     from = after.max(from + 1);
                 }
-                Err(_) if from < self.state().log_start_offset => {}
+                Err(_) if from < self.state().log_start_offset || self.is_replaced(&place) => {}
                 Err(error) => return Err(self.gone().unwrap_or(error)),
             }
         }

@@ -226,7 +226,8 @@ impl SegmentWriter {
             }
         }
         self.new_folders.insert(partition.folder.clone());
-        let segment = Arc::new(Segment::create(storage, &partition.folder, next, self.shared.clock.now().0)?);
+        let now_ms = self.shared.clock.now().0;
+        let segment = Arc::new(Segment::create(storage, &partition.folder, next, 0, now_ms)?);
         partition.state_mut().segments.push(Arc::clone(&segment));
         Ok(segment)
     }

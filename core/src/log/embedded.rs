@@ -74,7 +74,7 @@ impl EmbeddedSession {
 
     fn read(&self, id: PartitionId, offset: i64, options: &FetchOptions) -> Result<Chunk> {
         let end = options.end.unwrap_or(i64::MAX);
-        let (batches, next_offset) = self.engine.read(id, offset, options.max_bytes, end)?;
+        let (batches, next_offset) = self.engine.read_shown(id, offset, options.max_bytes, end)?;
         let mut chunk = Chunk { records: Vec::new(), next_offset };
         for batch in &batches {
             take_records(batch, offset, end, &mut chunk)?;
@@ -166,8 +166,10 @@ impl Session for EmbeddedSession {
     async fn fetch(&self, from: &TopicPartition, offset: i64, options: &FetchOptions) -> Result<Chunk> {
         let id = self.partition(from)?;
         let bounds = self.engine.cut(&[id])?;
-        if bounds.first().is_some_and(|b| b.durable_offset == offset) && !options.max_wait.is_zero() {
-            self.engine.wait_for(id, offset, options.max_wait).await?;
+        if bounds.first().is_some_and(|b| (b.last_stable_offset..=b.durable_offset).contains(&offset))
+            && !options.max_wait.is_zero()
+        {
+            self.engine.wait_for_committed(id, offset, options.max_wait).await?;
         }
         // Records no longer in memory are read from disk: that must not hold up the runtime.
         let (this, options) = (self.clone(), *options);
@@ -177,7 +179,9 @@ impl Session for EmbeddedSession {
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
         let ids: Vec<_> = partitions.iter().map(|p| self.partition(p)).collect::<Result<_>>()?;
-        self.engine.cut(&ids)
+        // What can be read now ends before the first open transaction.
+        let shown = |bounds: Bounds| Bounds { durable_offset: bounds.last_stable_offset, ..bounds };
+        Ok(self.engine.cut(&ids)?.into_iter().map(shown).collect())
     }
 
     async fn offset_at_time(&self, of: &TopicPartition, time: Timestamp) -> Result<Option<i64>> {

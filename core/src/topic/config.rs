@@ -2,7 +2,7 @@
 //!
 //! Each is enforced. A name that is not here is refused: a setting that is only stored would be a lie.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt, ops::RangeBounds, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -127,27 +127,27 @@ const SETTINGS: [Setting; 12] = [
     Setting {
         name: "retention.ms",
         get: |c| or_unlimited(c.retention.map(millis)),
-        set: |c, v| unlimited(v, 0..).map(|ms| c.retention = ms.map(Duration::from_millis)),
+        set: |c, v| unlimited(v, TIMES, 0..).map(|ms| c.retention = ms.map(Duration::from_millis)),
     },
     Setting {
         name: "retention.bytes",
         get: |c| or_unlimited(c.retention_bytes),
-        set: |c, v| unlimited(v, 0..).map(|bytes| c.retention_bytes = bytes),
+        set: |c, v| unlimited(v, SIZES, 0..).map(|bytes| c.retention_bytes = bytes),
     },
     Setting {
         name: "segment.bytes",
         get: |c| or_unlimited(c.segment_bytes),
-        set: |c, v| unlimited(v, 4096..=1 << 30).map(|bytes| c.segment_bytes = bytes),
+        set: |c, v| unlimited(v, SIZES, 4096..=1 << 30).map(|bytes| c.segment_bytes = bytes),
     },
     Setting {
         name: "segment.ms",
         get: |c| millis(c.segment_age).to_string(),
-        set: |c, v| number(v, 1..).map(|ms| c.segment_age = Duration::from_millis(ms)),
+        set: |c, v| number(v, TIMES, 1..).map(|ms| c.segment_age = Duration::from_millis(ms)),
     },
     Setting {
         name: "max.message.bytes",
         get: |c| or_unlimited(c.max_batch_bytes),
-        set: |c, v| unlimited(v, 1024..=1 << 30).map(|bytes| c.max_batch_bytes = bytes),
+        set: |c, v| unlimited(v, SIZES, 1024..=1 << 30).map(|bytes| c.max_batch_bytes = bytes),
     },
     Setting {
         name: "message.timestamp.type",
@@ -157,17 +157,17 @@ const SETTINGS: [Setting; 12] = [
     Setting {
         name: "delete.retention.ms",
         get: |c| millis(c.tombstone_delay).to_string(),
-        set: |c, v| number(v, 0..).map(|ms| c.tombstone_delay = Duration::from_millis(ms)),
+        set: |c, v| number(v, TIMES, 0..).map(|ms| c.tombstone_delay = Duration::from_millis(ms)),
     },
     Setting {
         name: "min.compaction.lag.ms",
         get: |c| millis(c.min_compaction_lag).to_string(),
-        set: |c, v| number(v, 0..).map(|ms| c.min_compaction_lag = Duration::from_millis(ms)),
+        set: |c, v| number(v, TIMES, 0..).map(|ms| c.min_compaction_lag = Duration::from_millis(ms)),
     },
     Setting {
         name: "max.compaction.lag.ms",
         get: |c| or_unlimited(c.max_compaction_lag.map(millis)),
-        set: |c, v| unlimited(v, 1..).map(|ms| c.max_compaction_lag = ms.map(Duration::from_millis)),
+        set: |c, v| unlimited(v, TIMES, 1..).map(|ms| c.max_compaction_lag = ms.map(Duration::from_millis)),
     },
     Setting {
         name: "min.cleanable.dirty.ratio",
@@ -210,7 +210,7 @@ impl TopicConfig {
         SETTINGS.iter().find(|setting| setting.name == name).map(|setting| (setting.get)(self))
     }
 
-    /// Changes a setting. `-1` lifts a limit.
+    /// Changes a setting. Times are milliseconds or like `7d`, sizes bytes or like `64MiB`; `-1` lifts a limit.
     ///
     /// # Errors
     /// `Invalid` for a name that does not exist, with the nearest one, and for a value that the setting does not take.
@@ -282,20 +282,32 @@ fn or_unlimited(value: Option<u64>) -> String {
 /// Kafka counts in signed numbers of 64 bits: what is beyond is no limit to anybody.
 const MOST: u64 = i64::MAX as u64;
 
-fn number(text: &str, range: impl std::ops::RangeBounds<u64> + fmt::Debug) -> std::result::Result<u64, String> {
-    match u64::from_str(text) {
-        Ok(number) if range.contains(&number) && number <= MOST => Ok(number),
-        _ => Err(format!("a whole number in {range:?}")),
+/// What may stand behind a number, and how many of the setting's units it is.
+type Units = [(&'static str, u64)];
+
+const TIMES: &Units = &[("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+const SIZES: &Units = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40), ("B", 1)];
+
+fn number(text: &str, units: &Units, range: impl RangeBounds<u64> + fmt::Debug) -> std::result::Result<u64, String> {
+    let unit = units.iter().find_map(|(unit, times)| Some((text.strip_suffix(unit)?.trim_end(), *times)));
+    let (digits, times) = unit.unwrap_or((text, 1));
+    match u64::from_str(digits).ok().and_then(|number| number.checked_mul(times)) {
+        Some(number) if range.contains(&number) && number <= MOST => Ok(number),
+        _ => {
+            let (unit, example) = if units == TIMES { ("milliseconds", "7d") } else { ("bytes", "64MiB") };
+            Err(format!("{unit} in {range:?}, written as a number or like {example}"))
+        }
     }
 }
 
 fn unlimited(
     text: &str,
-    range: impl std::ops::RangeBounds<u64> + fmt::Debug,
+    units: &Units,
+    range: impl RangeBounds<u64> + fmt::Debug,
 ) -> std::result::Result<Option<u64>, String> {
     match text {
         "-1" => Ok(None),
-        _ => number(text, range).map(Some).map_err(|wanted| format!("{wanted}, or -1 for no limit")),
+        _ => number(text, units, range).map(Some).map_err(|wanted| format!("{wanted}, or -1 for no limit")),
     }
 }
 
@@ -349,14 +361,23 @@ mod tests {
             ("retention.msec", "1", "did you mean retention.ms?"),
             ("retention.ms", "-2", "-1 for no limit"),
             ("segment.bytes", "10", "4096"),
-            ("segment.ms", "soon", "a whole number"),
+            ("segment.ms", "soon", "milliseconds in 1.."),
+            ("segment.ms", "5w", "like 7d"),
+            ("retention.bytes", "7d", "like 64MiB"),
             ("cleanup.policy", "archive", "delete | compact | compact,delete"),
             ("min.cleanable.dirty.ratio", "NaN", "from 0 to 1"),
-            ("retention.ms", "18446744073709551615", "whole number"),
+            ("retention.ms", "18446744073709551615", "milliseconds"),
+            ("retention.ms", "18446744073709551615d", "milliseconds"),
         ];
         for (name, value, part) in faults {
             let error = config.set(name, value).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
+        }
+        for (name, value, number) in
+            [("retention.ms", "7d", "604800000"), ("segment.ms", "90 s", "90000"), ("segment.bytes", "1MiB", "1048576")]
+        {
+            config.set(name, value).unwrap();
+            assert_eq!(config.get(name).as_deref(), Some(number));
         }
         config.set("cleanup.policy", "delete, compact").unwrap();
         assert_eq!(config.cleanup, Cleanup::CompactDelete);

@@ -34,6 +34,8 @@ pub fn small() -> Config {
         group_bytes: 32 << 10,
         transaction_bytes: 64 << 10,
         segment_bytes: 16 << 10,
+        compaction_bytes_per_second: u64::MAX,
+        ..Config::default()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The engine against a disk that crashes, lies and rots; against real threads; and against a plain `Vec`. The seam: its
 //! contract.
 
+mod compact;
 mod contract;
 mod crash;
 mod damage;
@@ -12,6 +13,7 @@ mod inspect;
 mod kafka;
 mod many;
 mod model;
+mod producers;
 mod real;
 mod retention;
 #[cfg(feature = "kafka")]
@@ -23,3 +25,4 @@ mod sim;
 mod sync;
 mod times;
 mod topics;
+mod transactions;

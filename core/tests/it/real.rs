@@ -138,6 +138,7 @@ async fn large_batches_and_a_small_queue() {
         group_bytes: 1 << 20,
         transaction_bytes: 2 << 20,
         segment_bytes: 3 << 20,
+        ..Config::default()
     };
     let engine = open(&dir.0, config.clone());
     let ids = topic(&engine, "a", 4).await;

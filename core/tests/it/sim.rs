@@ -61,6 +61,8 @@ pub enum Lie {
     CommitLogSync,
     SuperblockSync,
     SegmentSync,
+    /// Syncs of segments that compaction has written do nothing.
+    CompactedSync,
     ManifestSync,
     DirSync,
     /// A sync of a commit log file becomes true with the next one only.
@@ -499,6 +501,10 @@ impl SimFile {
             Lie::CommitLogSync => self.is("/commitlog/"),
             Lie::SuperblockSync => self.is("/superblock"),
             Lie::SegmentSync => self.is("/topics/"),
+            Lie::CompactedSync => {
+                let name = self.path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+                self.is("/topics/") && name.ends_with(".log") && name.matches('.').count() == 2
+            }
             Lie::ManifestSync => self.is("/manifest"),
             Lie::None | Lie::DirSync | Lie::LateSync => false,
         }

@@ -3,7 +3,8 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /v1/info` | log id, version, pid and command of the owner |
-//! | `GET /v1/topics`, `POST /v1/topics` | all topics with their bounds; makes one (`{"name", "partitions"}`) |
+//! | `GET /v1/topics`, `POST /v1/topics` | all topics with their bounds; makes one (`{"name", "partitions", "config"}`) |
+//! | `GET /v1/topics/{name}`, `PATCH /v1/topics/{name}` | one, with its settings; changes it (`{"partitions", "config"}`) |
 //! | `DELETE /v1/topics/{name}` | deletes one, unless a sync writes it |
 //! | `GET /v1/schemas` | the tables behind the topics of syncs, as they were when they were copied |
 //! | `GET /v1/known` | what the log knows of its syncs that decides whether another may run: schemas, ends, captures |
@@ -77,7 +78,7 @@ pub fn router(state: State) -> Router {
     Router::new()
         .route("/v1/info", get(info))
         .route("/v1/topics", get(topics::list).post(topics::create))
-        .route("/v1/topics/{name}", delete(topics::remove))
+        .route("/v1/topics/{name}", get(topics::show).patch(topics::alter).delete(topics::remove))
         .route("/v1/topics/{name}/records", post(records::append).get(records::fetch))
         .route("/v1/schemas", get(topics::schemas))
         .route("/v1/known", get(syncs::known))

@@ -1,8 +1,6 @@
 //! `tidemill bench log`: durable appends beside what the disk itself can do, in the same minute.
 
 use std::{
-    fs::OpenOptions,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -18,6 +16,8 @@ use tidemill_core::{
     storage::OsStorage,
     topic::{PartitionId, TopicSpec},
 };
+
+use super::disk::{Figures, disk};
 
 /// Record by which the commit log is filled before a measurement.
 const WARM_UP_BYTES: usize = 1 << 20;
@@ -68,19 +68,9 @@ fn profile() -> &'static str {
     if cfg!(debug_assertions) { "dev" } else { "release" }
 }
 
-struct Figures {
-    latencies: Vec<Duration>,
-    bytes: u64,
-    time: Duration,
-}
-
 fn print(name: &str, figures: &Figures) {
-    let mut sorted = figures.latencies.clone();
-    sorted.sort_unstable();
-    let at = |share: f64| {
-        let index = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
-        sorted.get(index).map_or(0.0, |time| time.as_secs_f64() * 1e3)
-    };
+    let sorted = figures.sorted();
+    let at = |share: f64| Figures::millis_at(&sorted, share);
     let seconds = figures.time.as_secs_f64();
     println!(
         "{name:<34} {:>10.0} {:>9.1} {:>9.2} {:>9.2} {:>9.2}",
@@ -90,28 +80,6 @@ fn print(name: &str, figures: &Figures) {
         at(0.99),
         at(0.999)
     );
-}
-
-/// Writes and syncs over a zero-filled file, as the commit log does.
-fn disk(dir: &Path, size: usize, seconds: u64) -> anyhow::Result<Figures> {
-    const FILE_BYTES: usize = 16 << 20;
-    let path = dir.join("disk");
-    let file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
-    file.write_all_at(&vec![0; FILE_BYTES], 0)?;
-    file.sync_all()?;
-    let data = vec![7; size];
-    let (mut latencies, mut at) = (Vec::new(), 0);
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(seconds) {
-        let begun = Instant::now();
-        file.write_all_at(&data, at as u64)?;
-        file.sync_data()?;
-        latencies.push(begun.elapsed());
-        at = if at + 2 * size > FILE_BYTES { 0 } else { at + size };
-    }
-    std::fs::remove_file(&path)?;
-    let bytes = (latencies.len() * size) as u64;
-    Ok(Figures { latencies, bytes, time: started.elapsed() })
 }
 
 /// One producer a partition, each waiting for its append to be durable before the next.

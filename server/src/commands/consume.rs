@@ -3,27 +3,30 @@
 use std::process::ExitCode;
 
 use axum::http::Method;
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::Value as Json;
 
-use super::{print_bytes, reach_existing, stop_signal};
+use super::{
+    pattern::{Pattern, bytes_of},
+    print_bytes, reach_existing, stop_signal,
+};
 use crate::{
     cli::Consume,
     client::{Client, copy_body, escape},
 };
 
 pub async fn run(command: Consume) -> anyhow::Result<ExitCode> {
+    let pattern = command.format.as_deref().map(Pattern::parse).transpose()?;
     let mut stop = stop_signal()?;
     let client = reach_existing(&command.log, "consume").await?;
     let result = tokio::select! {
-        result = print_records(&client, &command) => result,
+        result = print_records(&client, &command, pattern.as_ref()) => result,
         _ = stop.wait_for(|stop| *stop) => Ok(()),
     };
     client.close().await?;
     result.map(|()| ExitCode::SUCCESS)
 }
 
-async fn print_records(client: &Client, command: &Consume) -> anyhow::Result<()> {
+async fn print_records(client: &Client, command: &Consume, pattern: Option<&Pattern>) -> anyhow::Result<()> {
     let limit = command.count.map(|count| format!("&limit={count}")).unwrap_or_default();
     let (topic, from) = (escape(&command.topic), escape(&command.from));
     let path = format!("/v1/topics/{topic}/records?from={from}&follow={}{limit}", !command.exit);
@@ -36,6 +39,8 @@ async fn print_records(client: &Client, command: &Consume) -> anyhow::Result<()>
         for line in rest[..whole].split_inclusive(|b| *b == b'\n') {
             if command.json {
                 out.extend_from_slice(line);
+            } else if let Some(pattern) = pattern {
+                pattern.print(&command.topic, &serde_json::from_slice(line)?, &mut out)?;
             } else {
                 plain(line, command.key_separator.as_deref(), &mut out)?;
             }
@@ -50,20 +55,11 @@ async fn print_records(client: &Client, command: &Consume) -> anyhow::Result<()>
 fn plain(line: &[u8], separator: Option<&str>, out: &mut Vec<u8>) -> anyhow::Result<()> {
     let record: Json = serde_json::from_slice(line)?;
     if let Some(separator) = separator {
-        field(&record, "key", out)?;
+        // A null is printed as nothing.
+        out.extend_from_slice(&bytes_of(&record, "key")?.unwrap_or_default());
         out.extend_from_slice(separator.as_bytes());
     }
-    field(&record, "value", out)?;
+    out.extend_from_slice(&bytes_of(&record, "value")?.unwrap_or_default());
     out.push(b'\n');
-    Ok(())
-}
-
-/// A null is printed as nothing.
-fn field(record: &Json, name: &str, out: &mut Vec<u8>) -> anyhow::Result<()> {
-    if let Some(text) = record[name].as_str() {
-        out.extend_from_slice(text.as_bytes());
-    } else if let Some(text) = record[format!("{name}_base64")].as_str() {
-        out.extend_from_slice(&BASE64_STANDARD.decode(text)?);
-    }
     Ok(())
 }

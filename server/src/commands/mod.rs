@@ -8,6 +8,10 @@ macro_rules! say {
 mod bench;
 mod consume;
 mod demo;
+mod disk;
+mod doctor;
+mod log;
+mod pattern;
 mod produce;
 mod progress;
 mod sql;
@@ -41,6 +45,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Consume(consume) => consume::run(consume).await,
         Command::Start(start) => start::run(start).await,
         Command::Demo(demo) => demo::run(demo).await,
+        Command::Log(log) => log::run(log),
+        Command::Doctor(doctor) => doctor::run(&doctor),
         Command::Bench(Bench::Log { dir, partitions, seconds, record_bytes, batch_records }) => {
             bench::run(bench::Plan { dir, partitions, seconds, record_bytes, batch_records }).await
         }

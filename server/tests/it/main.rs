@@ -9,6 +9,7 @@ mod follow;
 mod kill9;
 mod ledger;
 mod lifecycle;
+mod log_tools;
 mod one_owner;
 mod pairs;
 mod readme;

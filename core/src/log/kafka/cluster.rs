@@ -178,7 +178,9 @@ async fn ask_bounds(consumer: Arc<Consumes>, partitions: Vec<TopicPartition>) ->
             let deadline = Instant::now() + LEADER_TIME;
             loop {
                 match consumer.fetch_watermarks(&p.topic, number, REQUEST_TIME) {
-                    Ok((low, high)) => return Ok(Bounds { log_start_offset: low, durable_offset: high }),
+                    Ok((low, high)) => {
+                        return Ok(Bounds { log_start_offset: low, durable_offset: high, last_stable_offset: high });
+                    }
                     Err(error) if leader_moves(&error) && Instant::now() < deadline => {
                         std::thread::sleep(Duration::from_millis(20));
                     }

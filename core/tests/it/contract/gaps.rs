@@ -105,7 +105,11 @@ impl Session for Gapped {
     }
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
-        let of = |b: Bounds| Bounds { log_start_offset: b.log_start_offset * 3, durable_offset: b.durable_offset * 3 };
+        let of = |b: Bounds| Bounds {
+            log_start_offset: b.log_start_offset * 3,
+            durable_offset: b.durable_offset * 3,
+            last_stable_offset: b.last_stable_offset * 3,
+        };
         Ok(self.0.bounds(partitions).await?.into_iter().map(of).collect())
     }
 
