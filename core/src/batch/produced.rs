@@ -73,9 +73,8 @@ pub(crate) fn check_producer(header: &BatchHeader) -> Result<()> {
 fn check_records(batch: &Batch) -> Result<i64> {
     let mut records = batch.records();
     let base_offset = batch.header().base_offset;
-    let mut expected = base_offset;
     let mut max_timestamp = i64::MIN;
-    for record in &mut records {
+    for (expected, record) in (base_offset..).zip(&mut records) {
         let record = record.map_err(|e| invalid(e.message().to_owned()))?;
         if record.offset != expected {
             let (found, wanted) = (record.offset - base_offset, expected - base_offset);
@@ -89,7 +88,6 @@ fn check_records(batch: &Batch) -> Result<i64> {
         if !headers.is_used_up() {
             return Err(invalid("a record is longer than what it holds"));
         }
-        expected += 1;
     }
     match records.is_used_up() {
         true => Ok(max_timestamp),

@@ -56,6 +56,27 @@ proptest! {
     }
 
     #[test]
+    fn what_is_taken_is_readable(
+        records in proptest::collection::vec(record(), 1..6),
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    ) {
+        let mut bytes = build(&records, 0).to_vec();
+        for (at, value) in changes {
+            let at = CRC_START + at.index(bytes.len() - CRC_START);
+            bytes[at] = value;
+        }
+        if let Ok(taken) = check_produced(&with_crc(bytes)) {
+            let batch = Batch::parse(&taken).expect("sound");
+            prop_assert!(!batch.header().is_control());
+            if !batch.header().is_compressed() {
+                let read: Vec<_> = batch.records().map(|r| r.and_then(|r| r.to_owned_in(batch.bytes()))).collect::<Result<_>>().expect("readable");
+                prop_assert_eq!(read.len(), batch.header().next_offset() as usize);
+                prop_assert_eq!(read.iter().map(|r| r.timestamp.0).max(), Some(batch.header().max_timestamp));
+            }
+        }
+    }
+
+    #[test]
     fn random_bytes_never_panic(mut noise in proptest::collection::vec(any::<u8>(), 0..400), fix in any::<bool>()) {
         if fix && noise.len() > HEADER_LEN {
             noise[16] = 2;

@@ -3,7 +3,7 @@
 //! Records of Kafka's transactions have their offsets before it is known whether they count. A reader of committed records
 //! stops before the first open transaction, and passes over the aborted ones behind it.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -66,14 +66,39 @@ impl Committed {
     /// The batches whose records count.
     pub fn into_shown(self) -> Vec<Batch> {
         let Self { mut batches, aborted, .. } = self;
-        batches.retain(|batch| is_shown(batch.header(), &aborted));
+        let aborted = AbortedBatches::new(aborted);
+        batches.retain(|batch| aborted.shows(batch.header()));
         batches
     }
 }
 
-/// Whether a batch below the last stable offset has records that count.
-pub(super) fn is_shown(header: &BatchHeader, aborted: &[Aborted]) -> bool {
-    !header.is_control() && !(header.is_transactional() && aborted.iter().any(|a| a.holds(header)))
+/// Tells batches that count from others, as far as a list of aborted transactions goes. For readers, and for compaction.
+#[derive(Debug, Default)]
+pub struct AbortedBatches {
+    /// Of each producer, in the order of their offsets.
+    by_producer: HashMap<i64, Vec<Aborted>>,
+}
+
+impl AbortedBatches {
+    /// Of transactions as [`Engine::aborted`] lists them.
+    pub fn new(aborted: Vec<Aborted>) -> Self {
+        let mut by_producer = HashMap::<i64, Vec<Aborted>>::new();
+        for transaction in aborted {
+            by_producer.entry(transaction.producer_id).or_default().push(transaction);
+        }
+        Self { by_producer }
+    }
+
+    /// Whether a batch below the last stable offset has records that count: no marker, and of no aborted transaction.
+    pub fn shows(&self, header: &BatchHeader) -> bool {
+        if header.is_control() {
+            return false;
+        }
+        let Some(own) = self.by_producer.get(&header.producer_id) else { return true };
+        // A producer has one transaction after the other.
+        let first = own.partition_point(|transaction| transaction.last_offset < header.base_offset);
+        !own.get(first).is_some_and(|transaction| transaction.holds(header))
+    }
 }
 
 impl State {

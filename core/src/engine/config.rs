@@ -51,8 +51,8 @@ impl Default for ProducerLimits {
     fn default() -> Self {
         const DAY_MS: u64 = 24 * 60 * 60 * 1000;
         Self {
-            per_partition: 20_000,
-            in_all: 200_000,
+            per_partition: 10_000,
+            in_all: 100_000,
             producer_idle_ms: DAY_MS,
             transactional_id_idle_ms: 7 * DAY_MS,
             max_transaction_timeout_ms: 15 * 60 * 1000,

@@ -64,7 +64,7 @@ use tokio::sync::Semaphore;
 
 pub use catalog::{Entry, Table};
 pub use commit::Turn;
-pub use committed::{Aborted, Committed};
+pub use committed::{Aborted, AbortedBatches, Committed};
 pub use compact::Compaction;
 pub use config::{Config, ProducerLimits};
 pub use housekeeping::ChoreFailures;

@@ -42,6 +42,7 @@ struct Written {
 
 impl From<(u32, u32, i64, i64)> for Written {
     fn from((first_sequence, last_sequence, base_offset, timestamp): (u32, u32, i64, i64)) -> Self {
+        let (first_sequence, last_sequence) = (first_sequence % SEQUENCES, last_sequence % SEQUENCES);
         Self { first_sequence, last_sequence, base_offset, timestamp }
     }
 }
@@ -63,21 +64,33 @@ pub(super) enum Verdict {
 
 /// What a partition knows of one producer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredState", into = "StoredState")]
 pub(super) struct ProducerState {
-    #[serde(rename = "e")]
     epoch: i16,
-    /// Sequences that it wrote without a gap in this epoch, as far as is known; more than all there are count as those.
-    #[serde(rename = "s")]
+    /// Sequences that it wrote without a gap in this epoch, as far as is known; no more than half of all count.
     seen: u32,
     /// When it last wrote, by the log's clock.
-    #[serde(rename = "t")]
     touched_ms: i64,
     /// First offset of its open transaction.
-    #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
     open_since: Option<i64>,
     /// The newest batches of the epoch, oldest first.
-    #[serde(rename = "b")]
     written: Vec<Written>,
+}
+
+/// As the manifest has it: there may be many.
+type StoredState = (i16, u32, i64, Option<i64>, Vec<Written>);
+
+impl From<StoredState> for ProducerState {
+    fn from((epoch, seen, touched_ms, open_since, written): StoredState) -> Self {
+        let seen = seen.min(SEQUENCES / 2);
+        Self { epoch, seen, touched_ms, open_since, written }
+    }
+}
+
+impl From<ProducerState> for StoredState {
+    fn from(of: ProducerState) -> Self {
+        (of.epoch, of.seen, of.touched_ms, of.open_since, of.written)
+    }
 }
 
 impl ProducerState {
@@ -254,6 +267,10 @@ impl Producers {
         self.states.get(&producer_id)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.states.is_empty() && self.aborted.is_empty()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.states.len()
     }
@@ -297,6 +314,12 @@ impl Producers {
         let known = self.states.len();
         self.states.retain(|_, state| state.open_since.is_some() || state.touched_ms >= before_ms);
         known - self.states.len()
+    }
+
+    /// Forgets aborted transactions of which nothing is kept any more.
+    pub(super) fn forget_aborted(&mut self, log_start_offset: i64) {
+        let gone = self.aborted.partition_point(|a| a.last_offset < log_start_offset);
+        self.aborted.drain(..gone);
     }
 
     /// When the producers without an open transaction last wrote.
@@ -395,10 +418,14 @@ impl Census {
         self.known.fetch_sub(count, Ordering::Relaxed);
     }
 
-    /// Forgets producers that last wrote before `before_ms`.
+    /// Forgets producers that last wrote before `before_ms`, and aborted transactions that retention has passed.
     pub(super) fn expire(&self, partitions: &[Arc<Partition>], before_ms: i64) {
-        for partition in partitions.iter().filter(|partition| partition.state().producers.len() > 0) {
-            let expired = partition.state_mut().producers.forget_idle(before_ms);
+        for partition in partitions.iter().filter(|partition| !partition.state().producers.is_empty()) {
+            let mut state = partition.state_mut();
+            let log_start_offset = state.log_start_offset;
+            state.producers.forget_aborted(log_start_offset);
+            let expired = state.producers.forget_idle(before_ms);
+            drop(state);
             self.known.fetch_sub(expired, Ordering::Relaxed);
             self.expired.fetch_add(expired as u64, Ordering::Relaxed);
         }

@@ -1,11 +1,19 @@
-//! What the contract cannot say of a log: a broker that is not there, goes, and comes back; and how fast it is.
+//! What the contract cannot say of a log: a broker that is not there, goes, and comes back; what other programs write and
+//! make there; a process that dies; and how fast it is.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    producer::{BaseProducer, BaseRecord, Producer as _},
+};
 use tidemill_core::{
     ErrorKind,
-    log::{Caller, FetchOptions, Kafka, Log, Session, Writer},
+    engine::Table,
+    log::{Caller, Change, FetchOptions, Kafka, Log, Session, Writer},
     record::Record,
     topic::{TopicPartition, TopicSpec},
 };
@@ -128,7 +136,118 @@ async fn write(writer: &mut dyn Writer, to: &TopicPartition, value: &str) -> tid
     writer.commit().await
 }
 
-/// A cluster gives up a transaction that is open for long, and fences its producer: that is told as what it is.
+/// A client of another program.
+fn other(broker: &Broker) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", broker.url().trim_start_matches("kafka://"));
+    config
+}
+
+/// Makes a topic as an administrator would.
+async fn make(broker: &Broker, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> = other(broker).create().expect("a client");
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+    let made = soon("making a topic", admin.create_topics([&topic], &AdminOptions::new())).await.expect("asked");
+    made.into_iter().for_each(|made| drop(made.expect("made")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_write_and_make_is_read_or_refused_by_name() {
+    let Some(broker) = broker().await else { return };
+    let session = session(&broker).await;
+    session.create_topic("a", &TopicSpec::default()).await.expect("made");
+    let mut wanted = Vec::new();
+    // The other ways need more jars than this broker has; a mock of a cluster tests them.
+    for codec in ["none", "gzip"] {
+        let values: Vec<_> = (0..20).map(|i| format!("{codec} {i} {}", "x".repeat(200))).collect();
+        let producer: BaseProducer =
+            other(&broker).set("compression.codec", codec).set("linger.ms", "50").create().expect("a producer");
+        for value in &values {
+            producer.send(BaseRecord::<(), str>::to("a").partition(0).payload(value)).expect("sent");
+        }
+        tokio::task::block_in_place(|| producer.flush(LATE)).expect("written");
+        wanted.extend(values);
+    }
+    let read = all(&*session, &TopicPartition::new("a", 0)).await;
+    assert_eq!(read, wanted);
+
+    // Where only the newest record of each key stays, one without a key is refused for good.
+    let mut keyed = TopicSpec::default();
+    keyed.config.set("cleanup.policy", "compact").expect("a setting");
+    session.create_topic("keyed", &keyed).await.expect("made");
+    let to = TopicPartition::new("keyed", 0);
+    let refusal = session.append(&to, text("without")).await.expect_err("it has no key");
+    assert_eq!(refusal.kind(), ErrorKind::Invalid, "{refusal}");
+    let at_0 = Record { timestamp: Some(tidemill_core::record::Timestamp(0)), ..text("old").remove(0) };
+    let refusal = session.append(&TopicPartition::new("a", 0), vec![at_0]).await.expect_err("it would be stamped now");
+    assert_eq!(refusal.kind(), ErrorKind::Invalid, "{refusal}");
+
+    // A name with underscores is a user's, as long as the cluster does not say otherwise.
+    make(&broker, "__theirs", 1, &[]).await;
+    let topics = session.topics().await.expect("listed");
+    let names: Vec<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
+    assert_eq!(names, ["__theirs", "a", "keyed"]);
+
+    // The log's own topics, made by somebody who knew no better.
+    make(&broker, &Table::Positions.topic(), 3, &[("cleanup.policy", "compact")]).await;
+    let refusal = session.writer("w").await.err().expect("positions would be sought elsewhere");
+    assert_eq!(refusal.kind(), ErrorKind::Invalid, "{refusal}");
+    assert!(refusal.to_string().contains("\"_tidemill.positions\" has 3 partitions"), "{refusal}");
+    make(&broker, &Table::Schemas.topic(), 1, &[("cleanup.policy", "delete")]).await;
+    let refusal = session.put(Table::Schemas, "k", Some("v".into()), None).await.expect_err("it would be lost");
+    assert!(refusal.to_string().contains("cleanup.policy=delete"), "{refusal}");
+}
+
+/// Not a test of its own: the process that [`slots_of_a_killed_process_are_taken_over`] kills.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "soak: the other process of a test, which starts it"]
+async fn soak_process_that_holds_slots() {
+    let Ok(url) = std::env::var("TIDEMILL_TEST_BROKER") else { return };
+    let log = Kafka::connect(&url).await.expect("connects");
+    let session = log.session(Caller::internal("killed")).await.expect("a session");
+    let mut lease = session.lease("job", 2).await.expect("a lease");
+    loop {
+        if let Some(Change::Assigned(slots)) = lease.changed(LATE).await.expect("a lease")
+            && slots.len() == 2
+        {
+            println!("holds both");
+        }
+    }
+}
+
+/// After kill -9 the work of a process is in other hands within 15 s: the session time and the dealing.
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_of_a_killed_process_are_taken_over() {
+    let Some(broker) = broker().await else { return };
+    let mut process = std::process::Command::new(std::env::current_exe().expect("this program"))
+        .args(["kafka::soak_process_that_holds_slots", "--exact", "--ignored", "--nocapture"])
+        .env("TIDEMILL_TEST_BROKER", broker.url())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let said = process.stdout.take().expect("its output");
+    let holds = tokio::task::spawn_blocking(move || {
+        std::io::BufRead::lines(std::io::BufReader::new(said)).any(|line| line.expect("text").contains("holds both"))
+    });
+    assert!(soon("the other process", holds).await.expect("joined"), "it ended");
+    process.kill().expect("killed");
+    process.wait().expect("it is dead");
+    let killed = Instant::now();
+    let mut lease = session(&broker).await.lease("job", 2).await.expect("a lease");
+    let taken = async {
+        while lease.held().len() < 2 {
+            lease.changed(Duration::from_secs(1)).await.expect("a lease");
+        }
+    };
+    soon("taking over", taken).await;
+    let after = killed.elapsed();
+    println!("taken over after {after:?}");
+    assert!(after < Duration::from_secs(15), "taken over after {after:?}");
+}
+
+/// A cluster gives up a transaction that is open for long, and fences its producer: that is told as what it is, and so is
+/// a fence of one that was open for as long.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "soak: waits for the time-out of a transaction"]
 async fn soak_a_transaction_that_is_open_for_long_is_told_as_such() {
@@ -138,8 +257,14 @@ async fn soak_a_transaction_that_is_open_for_long_is_told_as_such() {
     let to = TopicPartition::new("a", 0);
     let mut writer = session.writer("w").await.expect("a writer");
     writer.append(&to, text("slow")).await.expect("staged");
+    let mut fenced = session.writer("v").await.expect("a writer");
+    fenced.append(&to, text("fenced")).await.expect("staged");
     // The broker looks every ten seconds.
     tokio::time::sleep(Duration::from_secs(22)).await;
+    let newer = session.writer("v").await.expect("a writer");
+    let error = fenced.commit().await.expect_err("it is fenced");
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    newer.close().await.expect("closed");
     let error = writer.commit().await.expect_err("it is aborted");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("was open for"), "{error}");

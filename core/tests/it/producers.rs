@@ -107,6 +107,21 @@ fn each_refusal_has_its_reason() {
     assert_eq!(reason(produce(&mut log, id, numbered(9, 0, 0, 200, false))), Some(Reason::BatchTooLarge));
 }
 
+/// One call may hold more than the queue: it does not wait for itself.
+#[test]
+fn more_is_produced_at_once_than_the_queue_holds() {
+    let config = Config { queue_bytes: 64 << 10, ..small() };
+    let mut log = Stepped::open(&SimDisk::new(1), config, &SimClock::default()).expect("new");
+    let ids = log.create("a", 12).expect("topic");
+    for round in 0..3 {
+        let batches: Vec<_> = ids.iter().map(|id| (*id, numbered(5, 0, round * 900, 900, false))).collect();
+        assert!(batches.iter().map(|(_, batch)| batch.len()).sum::<usize>() > 128 << 10);
+        let answers = log.run(async |engine| Ok(engine.produce(batches.clone()).await)).expect("answered");
+        let offsets: Vec<_> = answers.into_iter().map(|answer| answer.expect("taken").base_offset).collect();
+        assert_eq!(offsets, vec![i64::from(round) * 900; 12]);
+    }
+}
+
 /// A request is refused as a whole: what it planned before its fault is forgotten.
 #[test]
 fn a_refused_request_leaves_nothing_planned() {
@@ -128,7 +143,8 @@ fn a_refused_request_leaves_nothing_planned() {
 #[test]
 fn the_logs_own_time_is_written_in() {
     let clock = SimClock::default();
-    let mut log = Stepped::open(&SimDisk::new(1), small(), &clock).expect("new");
+    let disk = SimDisk::new(1);
+    let mut log = Stepped::open(&disk, small(), &clock).expect("new");
     let spec = TopicSpec {
         partitions: 1,
         config: TopicConfig { timestamp_type: TimestampType::LogAppendTime, ..TopicConfig::default() },
@@ -152,7 +168,9 @@ fn the_logs_own_time_is_written_in() {
     };
     let wanted = [now.0, now.0, now.0, now.0 + 10_000];
     assert_eq!(times(&log), wanted);
-    log.stepper.close().expect("closed");
+    let again = Stepped::open(&disk.image(Keep::Nothing), small(), &clock).expect("again");
+    assert_eq!(times(&again), wanted);
+    assert_eq!(again.engine.recovery().damage, []);
 }
 
 fn limited(producers: ProducerLimits) -> Config {
@@ -481,4 +499,57 @@ fn twin_manifests_say_nothing_of_producers() {
 #[test]
 fn twin_duplicates_are_answered_when_planned() {
     caught(Fault::AnsweredEarly);
+}
+
+/// Real threads: producers that send everything twice, and transactions beside them, some of which their time ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn producers_and_transactions_at_once() {
+    let dir = crate::harness::TempDir::new("numbered");
+    let storage = Arc::new(tidemill_core::storage::OsStorage);
+    let clock: Arc<dyn tidemill_core::clock::Clock> = Arc::new(tidemill_core::clock::SystemClock::default());
+    let engine = Arc::new(Engine::open(&dir.0, small(), storage, clock).expect("new"));
+    let spec = TopicSpec { partitions: 3, ..TopicSpec::default() };
+    let ids = engine.create_topic("a", &spec).await.expect("topic").partitions;
+    let mut tasks = Vec::new();
+    for n in 0..3 {
+        let (engine, ids) = (Arc::clone(&engine), ids.clone());
+        tasks.push(tokio::spawn(async move {
+            let own = engine.init_producer(None, Duration::ZERO, None).await.expect("identity");
+            for sequence in 0..60 {
+                let batch = numbered(own.id, own.epoch, sequence * 3, 3, false);
+                let batches = vec![(ids[0], batch.clone()), (ids[1], batch)];
+                let (first, second) = tokio::join!(engine.produce(batches.clone()), engine.produce(batches));
+                for (first, second) in first.into_iter().zip(second) {
+                    assert_eq!(first.expect("taken"), second.expect("known"));
+                }
+            }
+            let id = format!("t{n}");
+            let own = engine.init_producer(Some(&id), Duration::from_secs(60), None).await.expect("opened");
+            for round in 0..30 {
+                engine.add_partitions_to_transaction(&id, own, &ids).await.expect("added");
+                let batches = ids.iter().map(|id| (*id, numbered(own.id, own.epoch, round * 2, 2, true)));
+                for produced in engine.produce(batches.collect()).await {
+                    produced.expect("taken");
+                }
+                let marker = if round % 3 == 0 { Marker::Abort } else { Marker::Commit };
+                engine.end_transaction(&id, own, marker).await.expect("ended");
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    let count = |id, shown: bool| {
+        let mut found = (0, 0);
+        while found.1 < engine.cut(&[id]).expect("there")[0].durable_offset {
+            let read = if shown { Engine::read_shown } else { Engine::read };
+            let (batches, next) = read(&engine, id, found.1, 20_000, i64::MAX).expect("readable");
+            found = (found.0 + batches.iter().map(|b| b.header().record_count as usize).sum::<usize>(), next);
+        }
+        found.0
+    };
+    assert_eq!(count(ids[0], true), 3 * (60 * 3 + 20 * 2));
+    assert_eq!(count(ids[2], true), 3 * 20 * 2);
+    assert_eq!(count(ids[2], false), 3 * 30 * (2 + 1), "with markers and what was aborted");
+    engine.close().expect("closed");
 }

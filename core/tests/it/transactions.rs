@@ -136,6 +136,26 @@ fn a_transaction_is_seen_when_it_is_committed_and_all_of_it() {
     assert_eq!((info.state, info.producer, info.partitions), (TransactionState::Aborted, p, Vec::new()));
 }
 
+/// By time as by offset: what is open, aborted or a marker is passed over.
+#[test]
+fn a_time_finds_what_is_committed() {
+    let (mut log, ids) = open(&SimDisk::new(1), &SimClock::default());
+    let first =
+        |log: &Stepped, time| log.engine.shown_offset_at_time(ids[0], time).expect("asked").map(|found| found.0);
+    let p = init(&mut log, "x").expect("opened");
+    for (sequence, marker) in [(0, Marker::Abort), (2, Marker::Commit)] {
+        add(&mut log, "x", p, &ids[..1]).expect("added");
+        write(&mut log, ids[0], p, sequence).expect("taken");
+        assert_eq!(first(&log, i64::MIN), None, "it is open");
+        assert!(log.engine.offset_at_time(ids[0], i64::MIN).expect("asked").is_some());
+        end(&mut log, "x", p, marker).expect("ended");
+    }
+    let wanted = shown(&log.engine, ids[0]);
+    assert_eq!((wanted.len(), wanted[0].0), (2, 3));
+    assert_eq!(first(&log, i64::MIN), Some(3), "behind the aborted records and their marker");
+    assert_eq!(first(&log, i64::MAX), None);
+}
+
 #[test]
 fn who_may_not_write_is_told_why() {
     let (mut log, ids) = open(&SimDisk::new(1), &SimClock::default());
@@ -186,6 +206,32 @@ fn a_producer_goes_on_after_an_error_and_a_newer_one_fences_it() {
     let other = init(&mut log, "x").expect("another process");
     assert_eq!(other.epoch, second.epoch + 1);
     assert_eq!(reason(init_as(&mut log, second)), Some(Reason::ProducerFenced));
+}
+
+/// The second version of the protocol: what comes late is of no later transaction.
+#[test]
+fn an_end_may_give_the_next_identity() {
+    let (mut log, ids) = open(&SimDisk::new(1), &SimClock::default());
+    let next = |log: &mut Stepped, producer, marker| {
+        log.run(async |engine| engine.end_transaction_with_next("x", producer, marker).await)
+    };
+    let first = init(&mut log, "x").expect("opened");
+    add(&mut log, "x", first, &ids).expect("added");
+    write(&mut log, ids[0], first, 0).expect("taken");
+    let second = next(&mut log, first, Marker::Commit).expect("committed");
+    assert_eq!(second, ProducerIdentity { epoch: first.epoch + 1, ..first });
+    assert_eq!(next(&mut log, first, Marker::Commit).expect("asked again"), second);
+    assert_eq!(shown(&log.engine, ids[0]).len(), 2);
+    add(&mut log, "x", second, &ids).expect("added");
+    assert_eq!(reason(write(&mut log, ids[0], first, 2)), Some(Reason::InvalidProducerEpoch), "it comes late");
+    assert_eq!(reason(next(&mut log, first, Marker::Commit)), Some(Reason::ProducerFenced), "and so does this");
+    write(&mut log, ids[0], second, 0).expect("a new epoch begins with 0");
+    let third = next(&mut log, second, Marker::Abort).expect("aborted");
+    assert_eq!(reason(next(&mut log, third, Marker::Commit)), Some(Reason::InvalidTransactionState));
+    let fourth = next(&mut log, third, Marker::Abort).expect("an abort of nothing");
+    assert_eq!(fourth.epoch, 3);
+    assert_eq!(shown(&log.engine, ids[0]).len(), 2);
+    assert_eq!(consumed(&log.engine, ids[0], 1000), shown(&log.engine, ids[0]));
 }
 
 #[test]
@@ -591,7 +637,18 @@ impl Bench {
     }
 
     fn end(&mut self, i: usize, name: &str, identity: ProducerIdentity, number: usize, marker: Marker) -> Result<()> {
-        if self.call(async |engine| engine.end_transaction(name, identity, marker).await)?.is_some() {
+        let ended = if name == "z" {
+            // The second version of the protocol.
+            let next = self.call(async |engine| engine.end_transaction_with_next(name, identity, marker).await)?;
+            if next.is_some() {
+                self.clients[i].identity = next;
+                self.clients[i].sequences.clear();
+            }
+            next.is_some()
+        } else {
+            self.call(async |engine| engine.end_transaction(name, identity, marker).await)?.is_some()
+        };
+        if ended {
             self.history[number].fate = Fate::Ended(marker);
             self.clients[i].present = None;
         }

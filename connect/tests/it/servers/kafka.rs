@@ -89,7 +89,8 @@ fn class_path(jars: &Path) -> String {
     format!("{}/*", jars.display())
 }
 
-/// Where it differs from the defaults: one replica, one machine, topics are made by those who want them.
+/// Where it differs from the defaults: one replica, one machine. As by default, it makes any topic that somebody asks for
+/// without saying that it must not: nobody here may.
 fn settings(broker: u16, controller: u16, data: &Path) -> String {
     format!(
         "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller}\n\
@@ -100,7 +101,7 @@ fn settings(broker: u16, controller: u16, data: &Path) -> String {
          transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
          transaction.state.log.num.partitions=4\nshare.coordinator.state.topic.replication.factor=1\n\
          share.coordinator.state.topic.min.isr=1\ngroup.initial.rebalance.delay.ms=0\nnum.partitions=1\n\
-         auto.create.topics.enable=false\n",
+         auto.create.topics.enable=true\n",
         data.display()
     )
 }

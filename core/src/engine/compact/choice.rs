@@ -13,17 +13,26 @@ use super::{
 };
 use crate::{Error, Result, topic::PartitionId};
 
-/// What of a partition can be compacted.
+/// What of a partition a pass takes.
 pub(super) struct Section {
     pub(super) partition: Arc<Partition>,
     /// Sealed and durable, from the first one on.
     pub(super) segments: Vec<Arc<Segment>>,
+    pub(super) extent: Extent,
+}
+
+/// How much of a partition can be compacted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Extent {
+    /// Segments from the first one on.
+    count: usize,
     /// First offset that no pass has seen.
     pub(super) start: i64,
     /// First offset that must stay as it is.
     pub(super) end: i64,
     /// Bytes of segments that no pass has seen to their end.
     pub(super) dirty_bytes: u64,
+    total_bytes: u64,
     /// Whether tombstones wait to go.
     pub(super) expired: bool,
 }
@@ -46,53 +55,59 @@ impl Compactor {
     pub(super) fn choose(&mut self, shared: &Shared) -> std::result::Result<Option<Pass>, (PartitionId, Error)> {
         let (now, passed) = (shared.clock.now().0, shared.clock.monotonic());
         self.held.retain(|_, until| *until > passed);
-        let mut best: Option<(Turn, Section)> = None;
+        let mut best: Option<(Turn, Arc<Partition>)> = None;
         for partition in compacted_partitions(shared) {
             if self.held.contains_key(&partition.id) {
                 continue;
             }
-            let Some(section) = section_of(&partition, now) else { continue };
-            let turn = self.turn(shared, &section, now).map_err(|e| (partition.id, e))?;
+            let Some(extent) = Extent::of(&partition.state(), now) else { continue };
+            let turn = self.turn(shared, &partition, &extent, now).map_err(|e| (partition.id, e))?;
             if turn.is_some_and(|turn| best.as_ref().is_none_or(|(best, _)| turn > *best)) {
-                best = turn.map(|turn| (turn, section));
+                best = turn.map(|turn| (turn, partition));
             }
         }
-        let Some((_, section)) = best else { return Ok(None) };
-        let id = section.partition.id;
+        let Some((_, partition)) = best else { return Ok(None) };
+        let id = partition.id;
         let seed = shared.storage.random().map_err(|e| (id, e.into()))?;
+        let section = {
+            let state = partition.state();
+            let Some(extent) = Extent::of(&state, now) else { return Ok(None) };
+            Section { segments: state.segments[..extent.count].to_vec(), partition: Arc::clone(&partition), extent }
+        };
         Ok(Some(Pass::new(section, now, seed, &shared.config)))
     }
 
-    fn turn(&mut self, shared: &Shared, section: &Section, now: i64) -> Result<Option<Turn>> {
-        let config = section.partition.config();
-        let dirty = section.dirty_bytes;
-        if dirty > 0 {
-            let total: u64 = section.segments.iter().map(|segment| segment.length()).sum();
-            let percent = dirty.saturating_mul(100) / total.max(1);
+    fn turn(&mut self, shared: &Shared, partition: &Partition, extent: &Extent, now: i64) -> Result<Option<Turn>> {
+        let config = partition.config();
+        if extent.dirty_bytes > 0 {
             if let Some(most) = config.max_compaction_lag {
-                let oldest = self.oldest(shared, section)?;
+                let oldest = self.oldest(shared, partition, extent.start)?;
                 if oldest.saturating_add(millis(most)) <= now {
                     return Ok(Some(Turn::Overdue));
                 }
             }
+            let percent = extent.dirty_bytes.saturating_mul(100) / extent.total_bytes.max(1);
             if percent >= u64::from(config.dirty_percent) {
                 return Ok(Some(Turn::Worth(percent)));
             }
         }
-        Ok(section.expired.then_some(Turn::Expired))
+        Ok(extent.expired.then_some(Turn::Expired))
     }
 
     /// The time of the first batch that no pass has seen.
-    fn oldest(&mut self, shared: &Shared, section: &Section) -> Result<i64> {
-        let id = section.partition.id;
-        if let Some((_, time)) = self.oldest.get(&id).filter(|(offset, _)| *offset == section.start) {
+    fn oldest(&mut self, shared: &Shared, partition: &Partition, start: i64) -> Result<i64> {
+        if let Some((_, time)) = self.oldest.get(&partition.id).filter(|(offset, _)| *offset == start) {
             return Ok(*time);
         }
-        let after = section.segments.partition_point(|segment| segment.base_offset() <= section.start);
-        let Some(segment) = section.segments.get(after.saturating_sub(1)) else { return Ok(i64::MAX) };
-        let batches = segment.read(&*shared.storage, section.start, 1)?;
+        let segment = {
+            let state = partition.state();
+            let after = state.segments.partition_point(|segment| segment.base_offset() <= start);
+            state.segments.get(after.saturating_sub(1)).cloned()
+        };
+        let Some(segment) = segment else { return Ok(i64::MAX) };
+        let batches = segment.read(&*shared.storage, start, 1)?;
         let time = batches.first().map_or(i64::MAX, |batch| batch.header().max_timestamp);
-        self.oldest.insert(id, (section.start, time));
+        self.oldest.insert(partition.id, (start, time));
         Ok(time)
     }
 }
@@ -107,31 +122,32 @@ pub(super) fn millis(time: std::time::Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// What can be compacted of a partition; `None` where nothing can.
-fn section_of(partition: &Arc<Partition>, now: i64) -> Option<Section> {
-    let state = partition.state();
-    if state.deleted || !state.damage.is_empty() {
-        return None;
+impl Extent {
+    /// `None` where nothing can be compacted.
+    fn of(state: &State, now: i64) -> Option<Self> {
+        if state.deleted || !state.damage.is_empty() {
+            return None;
+        }
+        let end = compactable_end(state);
+        // The last segment may have ended, too: nothing is appended to it.
+        let is_last = |i: usize| i + 1 == state.segments.len();
+        let end_of = |i: usize| state.segments.get(i + 1).map_or(state.written_offset, |next| next.base_offset());
+        let sealed = |i: &usize| {
+            let segment = &state.segments[*i];
+            segment.is_durable() && (!is_last(*i) || segment.ended()) && end_of(*i) <= end
+        };
+        let count = (0..state.segments.len()).take_while(sealed).count();
+        let last = count.checked_sub(1)?;
+        let start = state.compacted.below.max(state.segments[0].base_offset());
+        let end = end.min(end_of(last));
+        let length = |i: usize| state.segments[i].length();
+        Some(Self {
+            count,
+            start,
+            end,
+            dirty_bytes: (0..count).filter(|i| start < end && end_of(*i) > start).map(length).sum(),
+            total_bytes: (0..count).map(length).sum(),
+            expired: state.compacted.tombstones_until.is_some_and(|until| until <= now),
+        })
     }
-    let end = compactable_end(&state);
-    // The last segment may have ended, too: nothing is appended to it.
-    let is_last = |i: usize| i + 1 == state.segments.len();
-    let end_of = |i: usize| state.segments.get(i + 1).map_or(state.written_offset, |next| next.base_offset());
-    let sealed = |i: &usize| {
-        let segment = &state.segments[*i];
-        segment.is_durable() && (!is_last(*i) || segment.ended()) && end_of(*i) <= end
-    };
-    let count = (0..state.segments.len()).take_while(sealed).count();
-    let last = count.checked_sub(1)?;
-    let below = state.compacted.below;
-    let (start, end) = (below.max(state.segments[0].base_offset()), end.min(end_of(last)));
-    let unseen = (0..count).filter(|i| start < end && end_of(*i) > start);
-    Some(Section {
-        partition: Arc::clone(partition),
-        segments: state.segments[..count].to_vec(),
-        start,
-        end,
-        dirty_bytes: unseen.map(|i| state.segments[i].length()).sum(),
-        expired: state.compacted.tombstones_until.is_some_and(|until| until <= now),
-    })
 }

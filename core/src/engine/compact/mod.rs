@@ -93,7 +93,7 @@ impl Chore for Compactor {
         "compaction"
     }
 
-    /// Does a little: reads and writes a few hundred kilobytes, makes one new segment durable, or looks what is next.
+    /// Does a little: reads and writes some hundred kilobytes, makes one new segment durable, or looks what is next.
     ///
     /// # Errors
     /// Those of one pass, which is given up. All of its partition is as it was.
@@ -142,7 +142,8 @@ impl Chore for Compactor {
 
 impl Compactor {
     fn begin(&mut self, shared: &Shared) -> Result<Progress> {
-        if !shared.leftovers_known.load(Ordering::Acquire) {
+        // On a full disk, what is left is for appends.
+        if !shared.leftovers_known.load(Ordering::Acquire) || shared.disk_full.load(Ordering::Acquire) != 0 {
             return Ok(Progress::Done);
         }
         let chosen = self.choose(shared).map_err(|(id, error)| {

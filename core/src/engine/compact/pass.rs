@@ -13,7 +13,7 @@ use super::{
         committed::Aborted, config::Config, key_map::KeyMap, partition::Partition, segment::Segment, shared::Shared,
     },
     Compacted, Compaction,
-    choice::{Section, millis},
+    choice::{Extent, Section, millis},
     swap::Output,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Bytes read in a step.
-const STEP_BYTES: usize = 256 << 10;
+const STEP_BYTES: usize = 128 << 10;
 /// No record takes less: so many keys, at most, are in a number of bytes.
 const LEAST_RECORD_BYTES: u64 = 8;
 /// A batch cannot span more offsets.
@@ -99,7 +99,7 @@ enum Fate {
 
 impl Pass {
     pub(super) fn new(section: Section, now: i64, seed: u128, config: &Config) -> Self {
-        let Section { partition, segments, start, end, dirty_bytes, expired } = section;
+        let Section { partition, segments, extent: Extent { start, end, dirty_bytes, expired, .. } } = section;
         let settings = partition.config();
         let map = KeyMap::new(seed, config.compaction_map_bytes, dirty_bytes / LEAST_RECORD_BYTES);
         let told = Compaction { map_bytes: map.size_bytes(), ..Compaction::default() };
@@ -168,6 +168,9 @@ impl Pass {
     pub(super) fn step(&mut self, shared: &Shared, buffer: &mut Vec<u8>) -> Result<Step> {
         if self.partition.state().deleted {
             return Err(Error::not_found(format!("{} was deleted", self.partition.name)));
+        }
+        if !self.partition.config().cleanup.compacts() {
+            return Err(Error::conflict(format!("{} is no longer compacted", self.partition.name)));
         }
         let before = self.told.read_bytes + self.told.written_bytes;
         let done = self.forward(shared, buffer);

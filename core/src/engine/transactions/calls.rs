@@ -126,12 +126,21 @@ impl Engine {
             let text = format!("transaction time-out of {given} ms is not in 1..{most}");
             return Err(Error::invalid(text).with_reason(Reason::InvalidTransactionTimeout));
         }
+        self.with_spare_id(id, |spare| {
+            let id = id.to_owned();
+            move |known: &Coordinator, now| known.init(&id, given as i64, expected, spare, now)
+        })
+        .await
+    }
+
+    /// Computes a change that may need a new producer id. It is taken only where it does: what is not used is lost.
+    async fn with_spare_id<F>(&self, id: &str, compute: impl Fn(Option<i64>) -> F) -> Result<ProducerIdentity>
+    where
+        F: FnOnce(&Coordinator, Timestamp) -> Result<(Change, Option<ProducerIdentity>)> + Send + 'static,
+    {
         let mut spare = None;
-        // A new number is taken only where one is needed: what is not used is lost.
         loop {
-            let key = id.to_owned();
-            let init = move |known: &Coordinator, now| known.init(&key, given as i64, expected, spare, now);
-            if let Some(identity) = self.coordinate(Some(id), 0, init).await? {
+            if let Some(identity) = self.coordinate(Some(id), 0, compute(spare)).await? {
                 return Ok(identity);
             }
             spare = Some(self.next_producer_id().await?);
@@ -231,6 +240,27 @@ impl Engine {
         let id = transactional_id.to_owned();
         let end = move |known: &Coordinator, now| Ok((known.end(&id, producer, marker, now)?, ()));
         self.coordinate(Some(transactional_id), 0, end).await
+    }
+
+    /// As [`Engine::end_transaction`], and gives the producer the identity with which alone it goes on: what it sent with the
+    /// present one and comes late cannot end up in a later transaction. An abort where none is open does the same.
+    ///
+    /// # Errors
+    /// As [`Engine::end_transaction`].
+    ///
+    /// # Source
+    /// KIP-890, the second version of the protocol.
+    pub async fn end_transaction_with_next(
+        &self,
+        transactional_id: &str,
+        producer: ProducerIdentity,
+        marker: Marker,
+    ) -> Result<ProducerIdentity> {
+        self.with_spare_id(transactional_id, |spare| {
+            let id = transactional_id.to_owned();
+            move |known: &Coordinator, now| known.end_with_next(&id, producer, marker, spare, now)
+        })
+        .await
     }
 
     /// All transactional ids.

@@ -68,11 +68,7 @@ impl Coordinator {
             }
             return Err(fenced(id, expected, current));
         }
-        let next = match (current.epoch < LAST_EPOCH, spare) {
-            (true, _) => ProducerIdentity { epoch: current.epoch + 1, ..current },
-            (false, Some(spare)) => ProducerIdentity { id: spare, epoch: 0 },
-            (false, None) => return Ok((Change::default(), None)),
-        };
+        let Some(next) = current.next(spare) else { return Ok((Change::default(), None)) };
         let replaced = expected.map(|expected| (expected.id, expected.epoch));
         let end = present.is_open().then(|| End {
             producer: ProducerIdentity { epoch: current.epoch.saturating_add(1), ..current },
@@ -144,18 +140,41 @@ impl Coordinator {
     /// Ends the open transaction; asked again, it has.
     pub(super) fn end(&self, id: &str, producer: ProducerIdentity, marker: Marker, now: Timestamp) -> Result<Change> {
         let present = self.of_producer(id, producer)?;
-        let ended = match marker {
-            Marker::Commit => TransactionState::Committed,
-            Marker::Abort => TransactionState::Aborted,
-        };
-        if present.state == ended {
+        if present.state == state_after(marker) {
             return Ok(Change::default());
         }
         if !present.is_open() {
             let text = format!("transactional id {id:?} has no transaction open");
             return Err(refused(Reason::InvalidTransactionState, text));
         }
-        end_of(id, present, producer, ended, now)
+        end_of(id, present, Ending { marker, marked: producer, identity: producer, replaced: None }, now)
+    }
+
+    /// As [`Coordinator::end`], and gives the producer its next identity, with which alone it goes on: what was sent with
+    /// this one and comes late belongs to no later transaction. An abort of nothing is one, too.
+    pub(super) fn end_with_next(
+        &self,
+        id: &str,
+        producer: ProducerIdentity,
+        marker: Marker,
+        spare: Option<i64>,
+        now: Timestamp,
+    ) -> Result<(Change, Option<ProducerIdentity>)> {
+        let ended = state_after(marker);
+        let missed = |t: &&Transaction| t.replaced == Some((producer.id, producer.epoch)) && t.state == ended;
+        if let Some(present) = self.get(id).filter(missed) {
+            return Ok((Change::default(), Some(present.identity())));
+        }
+        let present = self.of_producer(id, producer)?;
+        if !present.is_open() && marker == Marker::Commit {
+            let text = format!("transactional id {id:?} has no transaction open");
+            return Err(refused(Reason::InvalidTransactionState, text));
+        }
+        let Some(next) = producer.next(spare) else { return Ok((Change::default(), None)) };
+        let fenced = ProducerIdentity { epoch: producer.epoch.saturating_add(1), ..producer };
+        let replaced = Some((producer.id, producer.epoch));
+        let ending = Ending { marker, marked: fenced, identity: next, replaced };
+        Ok((end_of(id, present, ending, now)?, Some(next)))
     }
 
     /// Aborts a transaction that is open for longer than it may, and fences its producer.
@@ -164,7 +183,8 @@ impl Coordinator {
             return Ok(Change::default());
         };
         let bumped = ProducerIdentity { epoch: present.epoch.saturating_add(1), ..present.identity() };
-        end_of(id, present, bumped, TransactionState::Aborted, now)
+        let ending = Ending { marker: Marker::Abort, marked: bumped, identity: bumped, replaced: None };
+        end_of(id, present, ending, now)
     }
 
     /// Forgets an id that was not used for `idle_ms`.
@@ -198,6 +218,16 @@ impl Coordinator {
     }
 }
 
+impl ProducerIdentity {
+    /// The identity after this one; none where that needs a new number and there is none.
+    fn next(self, spare: Option<i64>) -> Option<Self> {
+        match self.epoch < LAST_EPOCH {
+            true => Some(Self { epoch: self.epoch + 1, ..self }),
+            false => spare.map(|id| Self { id, epoch: 0 }),
+        }
+    }
+}
+
 impl Transaction {
     fn is_overdue(&self, now: Timestamp) -> bool {
         self.is_open() && now.0.saturating_sub(self.started_ms) >= self.timeout_ms
@@ -226,24 +256,35 @@ fn write(id: &str, transaction: &Transaction, end: Option<End>) -> Result<Change
     Ok(Change { record, end, ..Change::default() })
 }
 
-fn end_of(
-    id: &str,
-    present: &Transaction,
-    producer: ProducerIdentity,
-    ended: TransactionState,
-    now: Timestamp,
-) -> Result<Change> {
+fn state_after(marker: Marker) -> TransactionState {
+    match marker {
+        Marker::Commit => TransactionState::Committed,
+        Marker::Abort => TransactionState::Aborted,
+    }
+}
+
+/// How a transaction ends.
+struct Ending {
+    marker: Marker,
+    /// Whose the markers are.
+    marked: ProducerIdentity,
+    /// Who may write under the id from then on.
+    identity: ProducerIdentity,
+    /// Who is told that, and may miss the answer.
+    replaced: Option<(i64, i16)>,
+}
+
+fn end_of(id: &str, present: &Transaction, ending: Ending, now: Timestamp) -> Result<Change> {
+    let Ending { marker, marked, identity, replaced } = ending;
     let mut next = present.clone();
-    let commits = ended == TransactionState::Committed;
     let offsets = std::mem::take(&mut next.offsets);
     let partitions = std::mem::take(&mut next.partitions);
-    next.end_with(ended);
-    next.epoch = producer.epoch;
-    next.replaced = None;
+    next.end_with(state_after(marker));
+    (next.producer_id, next.epoch) = (identity.id, identity.epoch);
+    next.replaced = replaced;
     next.updated_ms = now.0;
-    let marker = if commits { Marker::Commit } else { Marker::Abort };
-    let change = write(id, &next, Some(End { producer, marker, partitions }))?;
-    Ok(Change { offsets: if commits { offsets } else { Default::default() }, ..change })
+    let change = write(id, &next, Some(End { producer: marked, marker, partitions }))?;
+    Ok(Change { offsets: if marker == Marker::Commit { offsets } else { Default::default() }, ..change })
 }
 
 /// What is taken must have room in the one frame that ends it.

@@ -1,10 +1,20 @@
 //! One cluster: how it is reached, and what all sessions of a process share.
 
 use std::{
-    sync::Arc,
+    collections::BTreeSet,
+    sync::{
+        Arc, PoisonError,
+        mpsc::{RecvTimeoutError, Sender, channel},
+    },
     time::{Duration, Instant},
 };
 
+use super::{error::from_kafka, native, producer::Producer, tables::Tables, topics};
+use crate::{
+    Error, ErrorKind, Result,
+    log::{Bounds, Table},
+    topic::{TopicPartition, validate_name},
+};
 use rdkafka::{
     ClientConfig, ClientContext, Offset, TopicPartitionList,
     admin::AdminClient,
@@ -12,20 +22,15 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::KafkaError,
 };
-use tokio::sync::OnceCell;
-
-use super::{error::from_kafka, producer::Producer, tables::Tables};
-use crate::{
-    Error, Result,
-    log::{Bounds, Table},
-    topic::TopicPartition,
-};
 
 /// How long one request may take, tries included. A broker that ended is known to have ended long before.
 pub(super) const REQUEST_TIME: Duration = Duration::from_secs(30);
 
 /// How long a partition may be without a leader: a new topic's for a moment, others while brokers change.
 const LEADER_TIME: Duration = Duration::from_secs(10);
+
+/// How often clients that nobody polls are asked for what they put aside.
+const TEND: Duration = Duration::from_secs(1);
 
 /// How long a commit waits until readers see it.
 const SIGHT_TIME: Duration = Duration::from_secs(2);
@@ -59,14 +64,18 @@ pub(super) struct Cluster {
     /// The cluster's own identity.
     pub(super) id: String,
     brokers: String,
-    pub(super) admin: AdminClient<Context>,
+    pub(super) admin: Arc<AdminClient<Context>>,
     /// Asks how far committed records go; reads nothing.
     pub(super) stable: Arc<Consumes>,
     /// Asks how far all records go.
     uncommitted: Arc<Consumes>,
     /// Of appends outside transactions.
-    producer: OnceCell<Producer>,
+    producer: tokio::sync::Mutex<Option<Arc<Producer>>>,
     tables: Tables,
+    /// The log's own topics that were found to be as they must.
+    checked: std::sync::Mutex<BTreeSet<String>>,
+    /// Dropped with the cluster, which ends the thread that tends its clients.
+    _tended: Sender<()>,
 }
 
 impl Cluster {
@@ -76,9 +85,10 @@ impl Cluster {
             let config = config(&brokers);
             let failed = |e: KafkaError| from_kafka(&e, format!("reach the Kafka cluster at {brokers}"));
             let admin: AdminClient<Context> = config.create_with_context(Context).map_err(failed)?;
+            let admin = Arc::new(admin);
             // Any question makes it connect; the identity alone is looked for only once a second.
             let _ = admin.inner().fetch_metadata(Some(&Table::Positions.topic()), Duration::from_secs(10));
-            let id = admin.inner().fetch_cluster_id(Duration::from_millis(1));
+            let id = native::cluster_id(admin.inner(), Duration::from_millis(1));
             let id = id.ok_or_else(|| Error::unavailable(format!("no Kafka broker answers at {brokers}")))?;
             let asking = |isolation: &str| -> Result<Arc<Consumes>> {
                 let mut config = config.clone();
@@ -86,9 +96,16 @@ impl Cluster {
                 Ok(Arc::new(consumer.map_err(failed)?))
             };
             let (stable, uncommitted) = (asking("read_committed")?, asking("read_uncommitted")?);
-            Ok(Self { id, admin, stable, uncommitted, producer: OnceCell::new(), tables: Tables::default(), brokers })
+            let _tended = tend(&admin, [&stable, &uncommitted])?;
+            let (producer, tables, checked) = Default::default();
+            Ok(Self { id, admin, stable, uncommitted, producer, tables, checked, brokers, _tended })
         })
         .await
+    }
+
+    /// A client for questions that have no other.
+    pub(super) fn asking(&self) -> &Consumes {
+        &self.stable
     }
 
     /// What every client of this cluster is set to.
@@ -96,24 +113,55 @@ impl Cluster {
         config(&self.brokers)
     }
 
+    pub(super) fn is_checked(&self, topic: &str) -> bool {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner).contains(topic)
+    }
+
+    pub(super) fn set_checked(&self, topic: &str) {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.to_owned());
+    }
+
     pub(super) fn tables(&self) -> &Tables {
         &self.tables
     }
 
-    /// The producer of appends outside transactions.
-    pub(super) async fn producer(&self) -> Result<&Producer> {
-        self.producer.get_or_try_init(|| async { Producer::start(self.config()) }).await
+    /// The producer of appends outside transactions; another one where the last can write no more.
+    pub(super) async fn producer(&self) -> Result<Arc<Producer>> {
+        let mut producer = self.producer.lock().await;
+        match &*producer {
+            Some(producer) if !producer.is_dead() => Ok(Arc::clone(producer)),
+            _ => Ok(Arc::clone(producer.insert(Arc::new(Producer::start(self.config())?)))),
+        }
     }
 
     /// Bounds of what readers of committed records can see.
     pub(super) async fn bounds(&self, partitions: Vec<TopicPartition>) -> Result<Vec<Bounds>> {
-        ask_bounds(Arc::clone(&self.stable), partitions).await
+        self.ask_bounds(&self.stable, partitions).await
     }
 
     /// The end of all records, committed or not.
     pub(super) async fn high_watermark(&self, partition: &TopicPartition) -> Result<i64> {
-        let bounds = ask_bounds(Arc::clone(&self.uncommitted), vec![partition.clone()]).await?;
+        let bounds = self.ask_bounds(&self.uncommitted, vec![partition.clone()]).await?;
         bounds.first().map(|b| b.durable_offset).ok_or_else(|| Error::internal("no bounds"))
+    }
+
+    async fn ask_bounds(&self, consumer: &Arc<Consumes>, partitions: Vec<TopicPartition>) -> Result<Vec<Bounds>> {
+        let deadline = Instant::now() + LEADER_TIME;
+        let mut bounds = Vec::with_capacity(partitions.len());
+        while let Some(next) = partitions.get(bounds.len()) {
+            validate_name(&next.topic).map_err(|_| topics::missing(&next.topic))?;
+            let (consumer, left) = (Arc::clone(consumer), partitions[bounds.len()..].to_vec());
+            let (mut found, failed) = blocking(move || Ok(watermarks(&consumer, &left, deadline))).await?;
+            bounds.append(&mut found);
+            let Some(error) = failed else { continue };
+            if error.kind() != ErrorKind::NotFound || Instant::now() > deadline {
+                return Err(error);
+            }
+            // A broker that does not know it may only lag behind the others.
+            topics::check_partition(self, &partitions[bounds.len()]).await?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(bounds)
     }
 
     /// Waits until readers see these offsets of a transaction that is committed: what ends it in a partition is written
@@ -146,8 +194,11 @@ impl Cluster {
         .await
     }
 
-    /// The number of partitions of a topic; `None` where it does not exist.
-    pub(super) async fn partitions_of(&self, topic: &str) -> Result<Option<u32>> {
+    /// The number of partitions of a topic, as some broker knows it; `None` where that one knows of none.
+    pub(super) async fn told_partitions(&self, topic: &str) -> Result<Option<u32>> {
+        if validate_name(topic).is_err() {
+            return Ok(None);
+        }
         let (consumer, topic) = (Arc::clone(&self.stable), topic.to_owned());
         blocking(move || {
             let metadata = consumer.fetch_metadata(Some(&topic), REQUEST_TIME);
@@ -155,7 +206,7 @@ impl Cluster {
             let Some(found) = metadata.topics().first() else { return Ok(None) };
             match found.error().map(rdkafka::types::RDKafkaErrorCode::from) {
                 None => Ok(Some(found.partitions().len() as u32)),
-                Some(code) if super::error::kind_of(code) == crate::ErrorKind::NotFound => Ok(None),
+                Some(code) if super::error::kind_of(code) == ErrorKind::NotFound => Ok(None),
                 Some(code) => Err(super::error::coded(code, format!("topic {topic:?}"))),
             }
         })
@@ -163,34 +214,61 @@ impl Cluster {
     }
 }
 
+/// Serves what nobody else takes of clients that are only asked. Ends when what it gives is dropped.
+fn tend(admin: &Arc<AdminClient<Context>>, consumers: [&Arc<Consumes>; 2]) -> Result<Sender<()>> {
+    let (tended, ended) = channel();
+    let (admin, consumers) = (Arc::downgrade(admin), consumers.map(Arc::downgrade));
+    let serve = move || {
+        while ended.recv_timeout(TEND) == Err(RecvTimeoutError::Timeout) {
+            if let Some(admin) = admin.upgrade() {
+                native::take_events(admin.inner());
+            }
+            for consumer in consumers.iter().filter_map(std::sync::Weak::upgrade) {
+                native::take_events(consumer.client());
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("tm-kafka-cluster".into()).spawn(serve);
+    thread.map_err(|e| Error::unavailable("start a thread").with_source(e))?;
+    Ok(tended)
+}
+
 /// The partition is there, but not where librdkafka thought; it has asked anew.
 fn leader_moves(error: &KafkaError) -> bool {
     use rdkafka::types::RDKafkaErrorCode as Code;
-    let moves =
-        [Code::NotLeaderForPartition, Code::LeaderNotAvailable, Code::UnknownLeaderEpoch, Code::FencedLeaderEpoch];
+    let moves = [
+        Code::NotLeaderForPartition,
+        Code::LeaderNotAvailable,
+        Code::ReplicaNotAvailable,
+        Code::OffsetNotAvailable,
+        Code::UnknownLeaderEpoch,
+        Code::FencedLeaderEpoch,
+        Code::KafkaStorageError,
+    ];
     error.rdkafka_error_code().is_some_and(|code| moves.contains(&code))
 }
 
-async fn ask_bounds(consumer: Arc<Consumes>, partitions: Vec<TopicPartition>) -> Result<Vec<Bounds>> {
-    blocking(move || {
-        let of = |p: &TopicPartition| {
-            let number = i32::try_from(p.partition).unwrap_or(i32::MAX);
-            let deadline = Instant::now() + LEADER_TIME;
-            loop {
-                match consumer.fetch_watermarks(&p.topic, number, REQUEST_TIME) {
-                    Ok((low, high)) => {
-                        return Ok(Bounds { log_start_offset: low, durable_offset: high, last_stable_offset: high });
-                    }
-                    Err(error) if leader_moves(&error) && Instant::now() < deadline => {
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                    Err(error) => return Err(from_kafka(&error, p)),
+/// Bounds of partitions, one after the other, up to the first that has none. Blocks.
+fn watermarks(consumer: &Consumes, of: &[TopicPartition], deadline: Instant) -> (Vec<Bounds>, Option<Error>) {
+    let mut bounds = Vec::with_capacity(of.len());
+    for of in of {
+        let number = i32::try_from(of.partition).unwrap_or(i32::MAX);
+        let found = loop {
+            match consumer.fetch_watermarks(&of.topic, number, REQUEST_TIME) {
+                Err(error) if leader_moves(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
                 }
+                outcome => break outcome,
             }
         };
-        partitions.iter().map(of).collect()
-    })
-    .await
+        match found {
+            Ok((low, high)) => {
+                bounds.push(Bounds { log_start_offset: low, durable_offset: high, last_stable_offset: high });
+            }
+            Err(error) => return (bounds, Some(from_kafka(&error, of))),
+        }
+    }
+    (bounds, None)
 }
 
 fn config(brokers: &str) -> ClientConfig {

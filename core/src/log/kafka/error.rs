@@ -7,9 +7,14 @@ use crate::{Error, ErrorKind};
 /// What the caller must do about a code. What nobody has thought of may pass: it is tried again.
 pub(super) fn kind_of(code: Code) -> ErrorKind {
     match code {
-        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::TopicAlreadyExists => {
-            ErrorKind::Conflict
-        }
+        Code::Fenced
+        | Code::ProducerFenced
+        | Code::InvalidProducerEpoch
+        | Code::TopicAlreadyExists
+        | Code::UnknownMemberId
+        | Code::IllegalGeneration
+        | Code::FencedInstanceId
+        | Code::InconsistentGroupProtocol => ErrorKind::Conflict,
         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicId => {
             ErrorKind::NotFound
         }
@@ -24,6 +29,9 @@ pub(super) fn kind_of(code: Code) -> ErrorKind {
         | Code::InvalidReplicationFactor
         | Code::InvalidConfig
         | Code::InvalidArgument
+        | Code::InvalidGroupId
+        | Code::InvalidSessionTimeout
+        | Code::OffsetMetadataTooLarge
         | Code::PolicyViolation => ErrorKind::Invalid,
         Code::TopicAuthorizationFailed
         | Code::GroupAuthorizationFailed

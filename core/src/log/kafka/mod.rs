@@ -10,13 +10,20 @@
 //! blocks in it is called there, or in the runtime's threads for blocking work.
 
 mod cluster;
-mod describe;
 mod error;
+mod fenced;
+mod groups;
+mod member;
+mod native;
+mod own;
 mod producer;
 mod reader;
 mod readers;
+mod rebalance;
 mod settings;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod times;
 mod topics;
 mod writer;
@@ -64,8 +71,7 @@ impl Kafka {
 #[async_trait]
 impl Log for Kafka {
     async fn session(&self, caller: Caller) -> Result<Arc<dyn Session>> {
-        let readers = Readers::new(Arc::clone(&self.cluster));
-        let session = KafkaSession { cluster: Arc::clone(&self.cluster), readers };
+        let session = KafkaSession { cluster: Arc::clone(&self.cluster), readers: Readers::default() };
         Ok(gate::guarded(Arc::new(session), Arc::clone(&self.gate), caller))
     }
 }
@@ -116,7 +122,7 @@ impl Session for KafkaSession {
     }
 
     async fn fetch(&self, from: &TopicPartition, offset: i64, options: &FetchOptions) -> Result<Chunk> {
-        self.readers.fetch(from, offset, options).await
+        self.readers.fetch(&self.cluster, from, offset, options).await
     }
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
@@ -146,29 +152,27 @@ impl Session for KafkaSession {
         self.cluster.tables().put(&self.cluster, kept(table)?, key, value, expected).await
     }
 
-    async fn join(&self, _: &str, _: &[String], _: &MemberOptions) -> Result<Box<dyn Member>> {
-        Err(no_groups())
+    async fn join(&self, group: &str, topics: &[String], options: &MemberOptions) -> Result<Box<dyn Member>> {
+        groups::join(&self.cluster, group, topics, options).await
     }
 
-    async fn lease(&self, _: &str, _: u32) -> Result<Lease> {
-        Err(no_groups())
+    async fn lease(&self, group: &str, slots: u32) -> Result<Lease> {
+        groups::lease(&self.cluster, group, slots).await
     }
 
-    async fn committed(&self, _: &str, _: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
-        Err(no_groups())
+    async fn committed(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        groups::committed(&self.cluster, group, partitions).await
     }
 }
 
-fn no_groups() -> Error {
-    Error::unsupported("groups are not built in yet on this log")
-}
-
-/// Topics and writers are kept by the cluster itself.
+/// What this log keeps in tables of its own. Topics, groups and producers are the cluster's own affair.
 fn kept(table: Table) -> Result<Table> {
     match table {
         Table::Positions | Table::Schemas => Ok(table),
-        Table::Topics | Table::Writers | Table::Groups | Table::Producers => {
-            Err(Error::new(crate::ErrorKind::Unsupported, format!("{} is kept by the cluster itself", table.topic())))
-        }
+        _ => Err(Error::unsupported(format!("{} is kept by the cluster itself", table.topic()))),
     }
 }

@@ -2,8 +2,10 @@
 //! there; others give work and wait.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     time::{Duration, Instant},
@@ -21,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::{
     cluster::{Context, REQUEST_TIME},
-    error::{coded, from_kafka},
+    error::{coded, from_kafka, kind_of},
 };
 use crate::{Error, Result, record::Record, topic::TopicPartition};
 
@@ -36,7 +38,7 @@ pub(super) struct Delivery {
 }
 
 struct State {
-    /// Not yet answered, and one more until all are sent.
+    /// Not yet answered.
     left: usize,
     first: i64,
     last: i64,
@@ -45,16 +47,16 @@ struct State {
 }
 
 impl Delivery {
-    fn answered(&self, outcome: Option<std::result::Result<i64, Code>>) {
+    fn answered(&self, outcome: Result<i64, Code>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.left = state.left.saturating_sub(1);
         match outcome {
-            Some(Ok(offset)) => {
+            Ok(offset) => {
                 state.first = state.first.min(offset);
                 state.last = state.last.max(offset);
             }
-            Some(Err(code)) => drop(state.failed.get_or_insert(code)),
-            None => {}
+            Err(code) if state.failed.is_none_or(given_up) => state.failed = Some(code),
+            Err(_) => {}
         }
         if state.left == 0
             && let Some(told) = state.told.take()
@@ -83,7 +85,40 @@ impl Sent {
     }
 }
 
-pub(super) struct Deliveries;
+/// What a producer has told, beside answers.
+#[derive(Default)]
+pub(super) struct Deliveries {
+    transactional: bool,
+    /// Why the first record of this transaction was not taken; what was given up after it tells nothing.
+    failed: Mutex<Option<Code>>,
+    /// Where records were not taken.
+    gaps: Mutex<BTreeSet<(String, i32)>>,
+    /// It will never write again.
+    dead: AtomicBool,
+}
+
+impl Deliveries {
+    /// Why the first record was not taken.
+    pub(super) fn failed(&self) -> Option<Code> {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn not_taken(&self, code: Code, topic: &str, partition: i32) {
+        // Of one that never ends a transaction nobody asks.
+        if given_up(code) || !self.transactional {
+            return;
+        }
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(code);
+        let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+        gaps.insert((topic.to_owned(), partition));
+    }
+
+    /// Forgets what failed, and tells where: a new transaction begins.
+    pub(super) fn forget(&self) -> BTreeSet<(String, i32)> {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        std::mem::take(&mut *self.gaps.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
@@ -91,6 +126,9 @@ impl ClientContext for Deliveries {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(Code::Fatal) {
+            self.dead.store(true, Ordering::Release);
+        }
         Context.error(error, reason);
     }
 }
@@ -99,11 +137,21 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = Arc<Delivery>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Arc<Delivery>) {
-        delivery.answered(Some(match result {
+        let outcome = match result {
             Ok(message) => Ok(message.offset()),
-            Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(Code::Fail)),
-        }));
+            Err((error, message)) => {
+                let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+                self.not_taken(code, message.topic(), message.partition());
+                Err(code)
+            }
+        };
+        delivery.answered(outcome);
     }
+}
+
+/// Whether a record was not tried any more, for what had failed before it.
+fn given_up(code: Code) -> bool {
+    matches!(code, Code::PurgeQueue | Code::PurgeInflight | Code::Fatal | Code::State)
 }
 
 pub(super) type Client = BaseProducer<Deliveries>;
@@ -112,6 +160,7 @@ type Work = Box<dyn FnOnce(&Client) + Send>;
 /// The handle of a producer. Dropping it lets the thread end, after the work it was given.
 pub(super) struct Producer {
     work: Sender<Work>,
+    told: Arc<Deliveries>,
 }
 
 impl Producer {
@@ -125,15 +174,23 @@ impl Producer {
             .set("queue.buffering.max.kbytes", "98304")
             .set("queue.buffering.max.messages", "1000000")
             .set("delivery.timeout.ms", REQUEST_TIME.as_millis().to_string());
-        if config.get("transactional.id").is_some() {
+        let transactional = config.get("transactional.id").is_some();
+        if transactional {
             let time = crate::log::TRANSACTION_TIME.as_millis().to_string();
             config.set("transaction.timeout.ms", time).remove("delivery.timeout.ms");
         }
-        let client: Client = config.create_with_context(Deliveries).map_err(|e| from_kafka(&e, "open a producer"))?;
+        let told = Deliveries { transactional, ..Deliveries::default() };
+        let client: Client = config.create_with_context(told).map_err(|e| from_kafka(&e, "open a producer"))?;
         let (work, inbox) = channel();
+        let told = Arc::clone(client.context());
         let thread = std::thread::Builder::new().name("tm-kafka-producer".into()).spawn(move || serve(&client, &inbox));
         thread.map_err(|e| Error::unavailable("start a thread").with_source(e))?;
-        Ok(Self { work })
+        Ok(Self { work, told })
+    }
+
+    /// Whether it will never write again: librdkafka cannot tell any more what the cluster has of it.
+    pub(super) fn is_dead(&self) -> bool {
+        self.told.dead.load(Ordering::Acquire)
     }
 
     /// Runs work in the thread. It is done even if nobody waits any more.
@@ -151,11 +208,24 @@ impl Producer {
         self.work.send(Box::new(work)).map_err(|_| Error::unavailable("the producer has ended"))
     }
 
-    /// Hands records to librdkafka, in order.
+    /// Hands records to librdkafka, in order: all of them, or none where one is not as it must be.
     pub(super) async fn send(&self, to: &TopicPartition, records: Vec<Record>) -> Result<Sent> {
         let to = to.clone();
-        self.call(move |client| send(client, &to, &records)).await
+        self.call(move |client| {
+            let (messages, sent) = prepare(&to, &records)?;
+            let failed = |error| fatal(client, &to).unwrap_or_else(|| from_kafka(&error, format!("write to {to}")));
+            send(client, messages).map_err(failed)?;
+            Ok(sent)
+        })
+        .await
     }
+}
+
+/// The error that ended a producer for good, which is why all after it fails.
+pub(super) fn fatal(client: &Client, what: impl std::fmt::Display) -> Option<Error> {
+    let (code, told) = client.client().fatal_error()?;
+    client.context().dead.store(true, Ordering::Release);
+    Some(Error::new(kind_of(code), format!("{what}: {told}")))
 }
 
 fn serve(client: &Client, inbox: &Receiver<Work>) {
@@ -178,14 +248,21 @@ fn serve(client: &Client, inbox: &Receiver<Work>) {
     }
 }
 
-/// Puts records into librdkafka's queue; waits while that is full.
-pub(super) fn send(client: &Client, to: &TopicPartition, records: &[Record]) -> Result<Sent> {
+type Prepared<'a> = BaseRecord<'a, [u8], [u8], Arc<Delivery>>;
+
+/// Records as librdkafka takes them, and what will become of them. They are made before the first is sent.
+pub(super) fn prepare<'a>(to: &'a TopicPartition, records: &'a [Record]) -> Result<(Vec<Prepared<'a>>, Sent)> {
     let (told, answer) = oneshot::channel();
-    let state = State { left: records.len() + 1, first: i64::MAX, last: i64::MIN, failed: None, told: Some(told) };
+    let state = State { left: records.len(), first: i64::MAX, last: i64::MIN, failed: None, told: Some(told) };
     let delivery = Arc::new(Delivery { state: Mutex::new(state) });
+    let messages = records.iter().map(|record| prepared(to, record, &delivery)).collect::<Result<_>>()?;
+    Ok((messages, Sent(answer)))
+}
+
+/// Puts records into librdkafka's queue; waits while that is full.
+pub(super) fn send(client: &Client, messages: Vec<Prepared<'_>>) -> Result<(), KafkaError> {
     let deadline = Instant::now() + REQUEST_TIME;
-    for record in records {
-        let mut message = prepared(to, record, &delivery)?;
+    for mut message in messages {
         loop {
             match client.send(message) {
                 Ok(()) => break,
@@ -193,15 +270,12 @@ pub(super) fn send(client: &Client, to: &TopicPartition, records: &[Record]) -> 
                     message = back;
                     client.poll(TURN);
                 }
-                Err((error, _)) => return Err(from_kafka(&error, format!("write to {to}"))),
+                Err((error, _)) => return Err(error),
             }
         }
     }
-    delivery.answered(None);
-    Ok(Sent(answer))
+    Ok(())
 }
-
-type Prepared<'a> = BaseRecord<'a, [u8], [u8], Arc<Delivery>>;
 
 fn prepared<'a>(to: &'a TopicPartition, record: &'a Record, delivery: &Arc<Delivery>) -> Result<Prepared<'a>> {
     let mut message: Prepared<'a> = BaseRecord::with_opaque_to(&to.topic, Arc::clone(delivery));
@@ -213,6 +287,11 @@ fn prepared<'a>(to: &'a TopicPartition, record: &'a Record, delivery: &Arc<Deliv
         message = message.payload(value.as_ref());
     }
     if let Some(at) = record.timestamp {
+        // librdkafka takes 0 for "now"; what is below is no time to a cluster.
+        if at.0 <= 0 {
+            let why = "a Kafka cluster holds times after 1970 only";
+            return Err(Error::invalid(format!("a record at {} ms since 1970 cannot be written to {to}: {why}", at.0)));
+        }
         message = message.timestamp(at.0);
     }
     if !record.headers.is_empty() {

@@ -21,14 +21,19 @@ use rdkafka::{
 use tokio::sync::Notify;
 
 use super::{
-    cluster::{Cluster, Consumes, Context, REQUEST_TIME, blocking},
+    cluster::{Cluster, Consumes, Context, REQUEST_TIME},
     error::from_kafka,
+    native,
 };
 use crate::{
     Error, Result,
     record::{FetchedRecord, Header, Timestamp},
     topic::TopicPartition,
 };
+
+/// About the bytes that librdkafka reads ahead of each partition: half of it waits, and the answer to one more request
+/// comes on top. A larger batch comes alone.
+const AHEAD: usize = 1 << 20;
 
 /// A consumer that reads any partitions, each from any offset.
 pub(super) struct Consuming {
@@ -46,13 +51,14 @@ impl Consuming {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
+            .set("check.crcs", "true")
             // A reader that is moved waits for the request that is under way.
             .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "50")
             .set("fetch.queue.backoff.ms", "5")
             // Of each partition: some fetches ahead of who reads.
-            .set("queued.max.messages.kbytes", "2048")
-            .set("fetch.message.max.bytes", "1048576");
+            .set("queued.max.messages.kbytes", (AHEAD / 2 / 1024).to_string())
+            .set("fetch.message.max.bytes", (AHEAD / 2).to_string());
         let consumer: Consumes = config.create_with_context(Context).map_err(|e| from_kafka(&e, "open a consumer"))?;
         let (consumer, stopped) = (Arc::new(consumer), Arc::new(AtomicBool::new(false)));
         let (served, stop) = (Arc::clone(&consumer), Arc::clone(&stopped));
@@ -72,35 +78,30 @@ impl Consuming {
         Ok(Self { consumer, stopped })
     }
 
-    /// Begins to read a partition, which this consumer must not be reading.
-    pub(super) async fn open(&self, from: &TopicPartition, offset: i64) -> Result<Reader> {
+    /// Begins to read a partition, which this consumer must not be reading. Blocks.
+    pub(super) fn open_now(&self, from: &TopicPartition, offset: i64) -> Result<Reader> {
         let (consumer, from) = (Arc::clone(&self.consumer), from.clone());
-        blocking(move || {
-            let number =
-                i32::try_from(from.partition).map_err(|_| Error::not_found(format!("{from} does not exist")))?;
-            let failed = |e: KafkaError| from_kafka(&e, format!("read {from}"));
-            // Before it is assigned, or its first records would go to the consumer's own queue.
-            let queue = consumer.split_partition_queue(&from.topic, number);
-            let mut queue = queue.ok_or_else(|| Error::not_found(format!("{from} does not exist")))?;
-            let come = Arc::new(Notify::new());
-            let wake = Arc::clone(&come);
-            queue.set_nonempty_callback(move || wake.notify_one());
-            let mut start = TopicPartitionList::new();
-            start.add_partition_offset(&from.topic, number, Offset::Offset(offset)).map_err(failed)?;
-            // A read that was dropped as it opened may have left the partition assigned.
-            let _ = consumer.incremental_unassign(&start);
-            consumer.incremental_assign(&start).map_err(failed)?;
-            // Until librdkafka has ended the reading before, it tells the place where that stood.
-            let deadline = Instant::now() + REQUEST_TIME;
-            while position(&consumer, &from.topic, number).map_err(failed)?.is_some() {
-                if Instant::now() > deadline {
-                    return Err(Error::unavailable(format!("librdkafka does not begin to read {from}")));
-                }
-                std::thread::sleep(Duration::from_millis(1));
+        let number = i32::try_from(from.partition).map_err(|_| Error::not_found(format!("{from} does not exist")))?;
+        let failed = |e: KafkaError| from_kafka(&e, format!("read {from}"));
+        // Before it is assigned, or its first records would go to the consumer's own queue.
+        let queue = consumer.split_partition_queue(&from.topic, number);
+        let mut queue = queue.ok_or_else(|| Error::not_found(format!("{from} does not exist")))?;
+        let come = Arc::new(Notify::new());
+        let wake = Arc::clone(&come);
+        queue.set_nonempty_callback(move || wake.notify_one());
+        let mut start = TopicPartitionList::new();
+        start.add_partition_offset(&from.topic, number, Offset::Offset(offset)).map_err(failed)?;
+        consumer.incremental_assign(&start).map_err(failed)?;
+        // Until librdkafka has ended the reading before, it tells the place where that stood.
+        let deadline = Instant::now() + REQUEST_TIME;
+        while position(&consumer, &from.topic, number).map_err(failed)?.is_some() {
+            if Instant::now() > deadline {
+                let _ = consumer.incremental_unassign(&start);
+                return Err(Error::unavailable(format!("librdkafka does not begin to read {from}")));
             }
-            Ok(Reader { consumer, from, number, queue, come, next: offset, passed: offset, ahead: VecDeque::new() })
-        })
-        .await
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Reader { consumer, from, number, queue, come, next: offset, passed: offset, ahead: VecDeque::new() })
     }
 }
 
@@ -187,20 +188,21 @@ impl Reader {
         Some((records, self.next))
     }
 
-    /// Ends reading the partition, so that it can be read anew.
-    pub(super) async fn close(self) -> Result<()> {
-        blocking(move || {
-            let mut of = TopicPartitionList::new();
-            of.add_partition(&self.from.topic, self.number);
-            self.consumer.incremental_unassign(&of).map_err(|e| from_kafka(&e, format!("leave {}", self.from)))
-        })
-        .await
+    /// Ends reading the partition, so that it can be read anew. Blocks.
+    pub(super) fn close_now(self) {
+        let mut of = TopicPartitionList::new();
+        of.add_partition(&self.from.topic, self.number);
+        if let Err(error) = self.consumer.incremental_unassign(&of) {
+            tracing::debug!(%error, of = %self.from, "librdkafka does not leave a partition");
+        }
     }
 }
 
 /// Behind what was taken of a partition last; `None` where nothing was.
 fn position(consumer: &Consumes, topic: &str, partition: i32) -> Result<Option<i64>, KafkaError> {
-    let positions = consumer.position()?;
+    let mut positions = TopicPartitionList::with_capacity(1);
+    positions.add_partition(topic, partition);
+    native::positions(consumer.client(), &positions);
     Ok(match positions.find_partition(topic, partition).map(|found| found.offset()) {
         Some(Offset::Offset(at)) => Some(at),
         _ => None,

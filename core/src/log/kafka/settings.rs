@@ -53,7 +53,7 @@ pub(super) async fn config(cluster: &Arc<Cluster>, name: &str) -> Result<TopicCo
 
 /// All settings of a topic, and whether they are its own.
 async fn described(cluster: &Arc<Cluster>, name: &str) -> Result<BTreeMap<String, (String, bool)>> {
-    let missing = || Error::not_found(format!("topic {name:?} does not exist"));
+    let missing = || topics::missing(name);
     topics::find(cluster, name).await?.ok_or_else(missing)?;
     let options = options();
     let asked = cluster.admin.describe_configs([&ResourceSpecifier::Topic(name)], &options).await;
@@ -109,8 +109,8 @@ async fn replace(cluster: &Arc<Cluster>, name: &str, change: &TopicChange) -> Re
     }
 }
 
-async fn grow(cluster: &Arc<Cluster>, name: &str, count: u32) -> Result<()> {
-    let present = cluster.partitions_of(name).await?.unwrap_or(0);
+pub(super) async fn grow(cluster: &Arc<Cluster>, name: &str, count: u32) -> Result<()> {
+    let present = topics::partitions_of(cluster, name).await?.unwrap_or(0);
     if count == present {
         return Ok(());
     }
@@ -121,7 +121,7 @@ async fn grow(cluster: &Arc<Cluster>, name: &str, count: u32) -> Result<()> {
     let grown = cluster.admin.create_partitions([&more], &options()).await;
     match grown.map_err(|e| from_kafka(&e, format!("add partitions to {name:?}")))?.pop() {
         // Another was faster.
-        Some(Err((_, Code::InvalidPartitions))) if cluster.partitions_of(name).await? == Some(count) => {}
+        Some(Err((_, Code::InvalidPartitions))) if topics::partitions_of(cluster, name).await? == Some(count) => {}
         Some(Err((_, code))) => return Err(coded(code, format!("add partitions to {name:?}"))),
         _ => {}
     }

@@ -12,12 +12,15 @@ use tokio::sync::Mutex;
 
 use super::{
     cluster::{Cluster, REQUEST_TIME},
+    fenced::{Fenced, is_fenced},
+    own,
     readers::Readers,
     topics,
-    writer::{Fenced, check_size, is_fenced},
+    writer::check_size,
 };
 use crate::{
     Error, ErrorKind, Result,
+    clock::{Clock as _, SystemClock},
     engine::Engine,
     log::{Entry, FetchOptions, Table},
     record::{FetchedRecord, Record},
@@ -38,13 +41,28 @@ pub(super) enum Until {
     All,
 }
 
+/// How long a view may go unread: a tombstone that came and went meanwhile would never be seen, and what it deleted
+/// stay. The tables' topics keep theirs for much longer.
+const VIEW_TIME: std::ops::Range<i64> = 0..3_600_000;
+
+/// A partition of a table in memory.
 #[derive(Default)]
 struct View {
+    /// When it was read last, by a clock that goes on while the machine sleeps.
+    read_ms: i64,
     next: i64,
     entries: BTreeMap<String, Entry>,
 }
 
 impl View {
+    /// Begins anew what is too old to be read on, or is not of this topic: one made anew begins at 0 again.
+    fn check(&mut self, end: i64, now_ms: i64) {
+        if self.next > end || !VIEW_TIME.contains(&(now_ms - self.read_ms)) {
+            *self = Self::default();
+        }
+        self.read_ms = now_ms;
+    }
+
     fn apply(&mut self, record: &FetchedRecord) -> Result<()> {
         let malformed = || Error::corrupt(format!("a record of metadata at {} is not UTF-8", record.offset));
         let key = record.key.as_deref().unwrap_or_default();
@@ -65,16 +83,19 @@ type Shared<T> = Arc<Mutex<T>>;
 #[derive(Default)]
 pub(super) struct Tables {
     views: std::sync::Mutex<HashMap<TopicPartition, Shared<View>>>,
-    readers: tokio::sync::OnceCell<Readers>,
+    readers: Readers,
     /// Who writes schemas.
     schemas: Mutex<Option<Fenced>>,
 }
 
 /// The partition that holds an owner's positions; made if need be.
 pub(super) async fn home_of(cluster: &Arc<Cluster>, owner: &str) -> Result<TopicPartition> {
-    let topic = Table::Positions.topic();
-    let count = topics::ensure_internal(cluster, &topic, POSITION_PARTITIONS).await?;
-    Ok(TopicPartition::new(topic, partition_of(owner.as_bytes(), count)))
+    own::ensure(cluster, &Table::Positions.topic(), POSITION_PARTITIONS).await?;
+    Ok(home(owner))
+}
+
+fn home(owner: &str) -> TopicPartition {
+    TopicPartition::new(Table::Positions.topic(), partition_of(owner.as_bytes(), POSITION_PARTITIONS))
 }
 
 impl Tables {
@@ -85,9 +106,11 @@ impl Tables {
         owner: &str,
         until: Until,
     ) -> Result<BTreeMap<String, String>> {
-        let topic = Table::Positions.topic();
-        let Some(count) = cluster.partitions_of(&topic).await? else { return Ok(BTreeMap::new()) };
-        let home = TopicPartition::new(topic, partition_of(owner.as_bytes(), count));
+        let home = home(owner);
+        // Who opened the owner knows that the topic is there: a broker that says otherwise is not believed.
+        if until == Until::Stable && topics::partitions_of(cluster, &home.topic).await?.is_none() {
+            return Ok(BTreeMap::new());
+        }
         let prefix = String::from_utf8_lossy(&Engine::position_key(owner, "")).into_owned();
         let pick = |view: &View| {
             let range = view.entries.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
@@ -96,10 +119,21 @@ impl Tables {
         self.read(cluster, &home, until, pick).await
     }
 
+    /// The newest value of one key, all that was written before included.
+    pub(super) async fn value(
+        &self,
+        cluster: &Arc<Cluster>,
+        of: &TopicPartition,
+        key: &[u8],
+    ) -> Result<Option<String>> {
+        let key = String::from_utf8_lossy(key);
+        self.read(cluster, of, Until::All, |view| view.entries.get(&*key).map(|entry| entry.value.clone())).await
+    }
+
     /// All entries of a table.
     pub(super) async fn all(&self, cluster: &Arc<Cluster>, table: Table) -> Result<BTreeMap<String, Entry>> {
         let topic = table.topic();
-        let count = cluster.partitions_of(&topic).await?.unwrap_or(0);
+        let count = topics::partitions_of(cluster, &topic).await?.unwrap_or(0);
         let mut all = BTreeMap::new();
         for partition in 0..count {
             let of = TopicPartition::new(&topic, partition);
@@ -124,13 +158,13 @@ impl Tables {
             let mut views = self.views.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             Arc::clone(views.entry(of.clone()).or_default())
         };
-        let readers = self.readers.get_or_init(|| async { Readers::new(Arc::clone(cluster)) }).await;
         let mut view = view.lock().await;
+        view.check(end, SystemClock::default().now().0);
         let deadline = Instant::now() + REQUEST_TIME;
         while view.next < end {
             let options =
                 FetchOptions { end: Some(end), max_wait: Duration::from_millis(500), ..FetchOptions::default() };
-            let chunk = readers.fetch(of, view.next, &options).await?;
+            let chunk = self.readers.fetch(cluster, of, view.next, &options).await?;
             for record in &chunk.records {
                 view.apply(record)?;
             }
@@ -155,7 +189,7 @@ impl Tables {
         expected: Option<i64>,
     ) -> Result<i64> {
         let topic = table.topic();
-        topics::ensure_internal(cluster, &topic, 1).await?;
+        own::ensure(cluster, &topic, 1).await?;
         let of = TopicPartition::new(&topic, 0);
         let record = Record::new(Bytes::copy_from_slice(key.as_bytes()), value.clone().map(Bytes::from));
         check_size(&record)?;
@@ -163,7 +197,7 @@ impl Tables {
         for attempt in 0..ATTEMPTS {
             let fenced = match writer.take() {
                 Some(fenced) => fenced,
-                None => match Fenced::open(cluster, &format!("tidemill.table.{topic}"), &topic).await {
+                None => match Fenced::open(cluster, &format!("tidemill.table.{topic}")).await {
                     Err(error) if is_fenced(&error) => {
                         pause(attempt).await;
                         continue;
@@ -178,9 +212,8 @@ impl Tables {
                 *writer = Some(fenced);
                 return Err(Error::conflict(format!("{topic} {key:?} is at version {found:?}, not {expected:?}")));
             }
-            let since = Instant::now();
             let done = match fenced.begin().await {
-                Ok(()) => fenced.commit(Some((of.clone(), vec![record.clone()])), since).await,
+                Ok(()) => fenced.commit(Some((of.clone(), vec![record.clone()]))).await,
                 Err(error) => Err(error),
             };
             match done {
@@ -203,4 +236,28 @@ impl Tables {
 async fn pause(attempt: u64) {
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), attempt);
     tokio::time::sleep(Duration::from_millis(10 + random % (50 * (attempt + 1)))).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_that_is_too_old_or_of_another_topic_is_read_anew() {
+        let read = || {
+            let mut view = View { read_ms: 1_000, next: 7, ..View::default() };
+            view.entries.insert("k".into(), Entry { version: 6, value: "v".into() });
+            view
+        };
+        let kept = |end, now_ms| {
+            let mut view = read();
+            view.check(end, now_ms);
+            (view.next, view.entries.len(), view.read_ms)
+        };
+        assert_eq!(kept(7, 1_000), (7, 1, 1_000));
+        assert_eq!(kept(9, 3_600_999), (7, 1, 3_600_999));
+        assert_eq!(kept(9, 3_601_000), (0, 0, 3_601_000), "a tombstone may have come and gone");
+        assert_eq!(kept(9, 999), (0, 0, 999), "the clock went back: nobody knows how long it was");
+        assert_eq!(kept(6, 1_001), (0, 0, 1_001), "the topic was made anew");
+    }
 }

@@ -3,24 +3,23 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rdkafka::{error::KafkaError, producer::Producer as _};
 
 use super::{
-    cluster::{Cluster, RECORD_LIMIT, REQUEST_TIME},
-    error::from_kafka,
-    producer::{Client, Producer, Sent, drain, send},
+    cluster::{Cluster, RECORD_LIMIT},
+    fenced::Fenced,
+    producer::Sent,
     tables::{self, Until},
     topics,
 };
 use crate::{
     Error, ErrorKind, Result,
     engine::Engine,
-    log::{TRANSACTION_TIME, Table, Writer},
+    log::{TRANSACTION_TIME, Writer},
     record::Record,
     topic::TopicPartition,
 };
@@ -36,132 +35,6 @@ pub(super) fn check_size(record: &Record) -> Result<usize> {
     }
 }
 
-/// A producer of transactions under one fenced name.
-pub(super) struct Fenced {
-    producer: Producer,
-    /// Whose it is, for messages.
-    owner: String,
-}
-
-impl Fenced {
-    /// Fences older ones of this name; what they left open is aborted when this returns.
-    pub(super) async fn open(cluster: &Cluster, id: &str, owner: &str) -> Result<Self> {
-        let mut config = cluster.config();
-        config.set("transactional.id", id);
-        let producer = Producer::start(config)?;
-        let what = format!("open the writer of {owner:?}");
-        let deadline = Instant::now() + REQUEST_TIME;
-        let home = Table::Positions.topic();
-        let open = move |client: &Client| {
-            // With no connection yet, librdkafka would look for its coordinator only half a second later.
-            let _ = client.client().fetch_metadata(Some(&home), REQUEST_TIME);
-            retried(deadline, &what, |left| client.init_transactions(left))
-        };
-        producer.call(open).await?;
-        Ok(Self { producer, owner: owner.to_owned() })
-    }
-
-    pub(super) async fn begin(&self) -> Result<()> {
-        let what = format!("begin a transaction of {:?}", self.owner);
-        self.producer.call(move |client| client.begin_transaction().map_err(|e| from_kafka(&e, what))).await
-    }
-
-    /// Hands records to librdkafka.
-    pub(super) async fn send(&self, to: &TopicPartition, records: Vec<Record>) -> Result<Sent> {
-        let (to, owner) = (to.clone(), self.owner.clone());
-        self.producer.call(move |client| send(client, &to, &records).map_err(|e| told(e, &owner))).await
-    }
-
-    /// Sends the last records, and commits. The offsets are those of the last records.
-    pub(super) async fn commit(
-        &self,
-        last: Option<(TopicPartition, Vec<Record>)>,
-        since: Instant,
-    ) -> Result<Option<i64>> {
-        let owner = self.owner.clone();
-        self.producer.call(move |client| commit(client, last, since, &owner)).await
-    }
-
-    pub(super) async fn abort(&self) -> Result<()> {
-        let owner = self.owner.clone();
-        self.producer.call(move |client| abort(client, &owner)).await
-    }
-
-    /// Aborts what is open, if it can be done soon; nobody waits for it.
-    fn leave(&self) {
-        let owner = self.owner.clone();
-        let _ = self.producer.give(move |client| drop(abort(client, &owner)));
-    }
-}
-
-/// Tries until it works, as long as trying again is what librdkafka asks for.
-fn retried(deadline: Instant, what: &str, call: impl Fn(Duration) -> Result<(), KafkaError>) -> Result<()> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match call(left) {
-            Ok(()) => return Ok(()),
-            Err(KafkaError::Transaction(error)) if error.is_retriable() && !left.is_zero() => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(error) => return Err(from_kafka(&error, what)),
-        }
-    }
-}
-
-fn commit(
-    client: &Client,
-    last: Option<(TopicPartition, Vec<Record>)>,
-    since: Instant,
-    owner: &str,
-) -> Result<Option<i64>> {
-    let deadline = Instant::now() + REQUEST_TIME;
-    let work = || {
-        let sent = last.map(|(to, records)| send(client, &to, &records)).transpose()?;
-        drain(client, deadline)?;
-        // What was not taken is an error of the transaction, told by the commit; its own is the clearer one.
-        let offset = match sent.map(|sent| sent.now()) {
-            Some(Err(error)) if client.client().fatal_error().is_none() => {
-                let _ = abort(client, owner);
-                return Err(error);
-            }
-            outcome => outcome.and_then(Result::ok).map(|(_, last)| last),
-        };
-        retried(deadline, "commit", |left| client.commit_transaction(left))?;
-        Ok(offset)
-    };
-    work().map_err(|error| {
-        // A transaction that the cluster gave up for its age is refused with the words for a fenced one.
-        if error.kind() == ErrorKind::Conflict && since.elapsed() >= TRANSACTION_TIME {
-            let open = since.elapsed().as_secs();
-            return Error::unavailable(format!(
-                "the transaction of {owner:?} was open for {open} s and is aborted; a cluster keeps one open for {} s",
-                TRANSACTION_TIME.as_secs()
-            ));
-        }
-        told(error, owner)
-    })
-}
-
-fn abort(client: &Client, owner: &str) -> Result<()> {
-    let deadline = Instant::now() + REQUEST_TIME;
-    // Else the abort would wait for answers that only this thread takes.
-    drain(client, deadline).map_err(|e| told(e, owner))?;
-    match retried(deadline, "abort", |left| client.abort_transaction(left)) {
-        Err(error) => Err(told(error, owner)),
-        Ok(()) => Ok(()),
-    }
-}
-
-/// Says of a fenced producer what it means here.
-fn told(error: Error, owner: &str) -> Error {
-    match error.kind() {
-        ErrorKind::Conflict => {
-            Error::conflict(format!("a newer writer of {owner:?} was opened; this one may not write any more"))
-        }
-        _ => error.context(format!("writer of {owner:?}")),
-    }
-}
-
 /// The writer of an owner.
 pub(super) struct KafkaWriter {
     cluster: Arc<Cluster>,
@@ -170,6 +43,8 @@ pub(super) struct KafkaWriter {
     positions: BTreeMap<String, String>,
     /// Where positions are written.
     home: TopicPartition,
+    /// What this writer left there when it was opened; a newer one leaves another.
+    mark: Bytes,
     /// Partitions by topic, as far as they were asked for.
     topics: HashMap<String, u32>,
     open: Option<Transaction>,
@@ -185,13 +60,46 @@ struct Transaction {
     positions: BTreeMap<String, Option<String>>,
 }
 
+/// The key of the record that names an owner's newest writer. No owner has no name, so it is no position's key.
+fn mark_key(owner: &str) -> Bytes {
+    Engine::position_key("", owner)
+}
+
 impl KafkaWriter {
     pub(super) async fn open(cluster: Arc<Cluster>, owner: &str) -> Result<Self> {
+        if owner.is_empty() {
+            return Err(Error::invalid("an owner needs a name"));
+        }
         let home = tables::home_of(&cluster, owner).await?;
-        let fenced = Fenced::open(&cluster, &format!("tidemill.owner.{owner}"), owner).await?;
+        let opened = |error: Error| told(error, owner);
+        let fenced = Fenced::open(&cluster, &format!("tidemill.owner.{owner}")).await.map_err(opened)?;
+        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), owner);
+        let mark = Bytes::from(format!("{random:016x}"));
+        fenced.begin().await.map_err(opened)?;
+        let record = Record::new(mark_key(owner), Some(mark.clone()));
+        fenced.commit(Some((home.clone(), vec![record]))).await.map_err(opened)?;
         let positions = cluster.tables().positions(&cluster, owner, Until::All).await?;
         let topics = HashMap::new();
-        Ok(Self { cluster, fenced, owner: owner.to_owned(), positions, home, topics, open: None })
+        Ok(Self { cluster, fenced, owner: owner.to_owned(), positions, home, mark, topics, open: None })
+    }
+
+    /// What a failure means. A cluster refuses a transaction that it gave up for its age with the words for a fenced
+    /// one; the mark of the owner's newest writer tells which it is.
+    async fn verdict(&self, error: Error, since: Option<Instant>) -> Error {
+        let open = since.map_or(std::time::Duration::ZERO, |since| since.elapsed());
+        if error.kind() == ErrorKind::Conflict && open >= TRANSACTION_TIME {
+            let key = mark_key(&self.owner);
+            let newest = self.cluster.tables().value(&self.cluster, &self.home, &key).await;
+            if newest.is_ok_and(|newest| newest.is_some_and(|newest| newest.as_bytes() == self.mark)) {
+                return Error::unavailable(format!(
+                    "the transaction of {:?} was open for {} s and is aborted; a cluster keeps one open for {} s",
+                    self.owner,
+                    open.as_secs(),
+                    TRANSACTION_TIME.as_secs()
+                ));
+            }
+        }
+        told(error, &self.owner)
     }
 
     fn transaction(&mut self) -> &mut Transaction {
@@ -209,7 +117,9 @@ impl KafkaWriter {
             // Marked first: after a dropped future there may be something to abort.
             let transaction = self.transaction();
             (transaction.begun, transaction.since) = (true, Instant::now());
-            self.fenced.begin().await?;
+            if let Err(error) = self.fenced.begin().await {
+                return Err(self.verdict(error, None).await);
+            }
         }
         Ok(())
     }
@@ -244,8 +154,13 @@ impl Writer for KafkaWriter {
         }
         self.begin().await?;
         self.transaction().size_bytes = total;
-        let sent = self.fenced.send(to, records).await?;
-        self.transaction().sent.insert(to.clone(), sent);
+        match self.fenced.send(to, records).await {
+            Ok(sent) => drop(self.transaction().sent.insert(to.clone(), sent)),
+            Err(error) => {
+                let since = self.transaction().since;
+                return Err(self.verdict(error, Some(since)).await);
+            }
+        }
         Ok(())
     }
 
@@ -267,7 +182,9 @@ impl Writer for KafkaWriter {
         self.begin().await?;
         let last = (!records.is_empty()).then(|| (self.home.clone(), records));
         let Some(open) = self.open.take() else { return Ok(()) };
-        self.fenced.commit(last, open.since).await?;
+        if let Err(error) = self.fenced.commit(last).await {
+            return Err(self.verdict(error, Some(open.since)).await);
+        }
         for (name, value) in open.positions {
             match value {
                 Some(value) => self.positions.insert(name, value),
@@ -285,7 +202,10 @@ impl Writer for KafkaWriter {
 
     async fn abort(&mut self) -> Result<()> {
         match self.open.take() {
-            Some(open) if open.begun => self.fenced.abort().await,
+            Some(open) if open.begun => match self.fenced.abort().await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(self.verdict(error, Some(open.since)).await),
+            },
             _ => Ok(()),
         }
     }
@@ -303,7 +223,12 @@ impl Drop for KafkaWriter {
     }
 }
 
-/// Whether a commit of a table's producer was refused because another process opened it.
-pub(super) fn is_fenced(error: &Error) -> bool {
-    error.kind() == ErrorKind::Conflict
+/// Says of a fenced producer what it means here.
+fn told(error: Error, owner: &str) -> Error {
+    match error.kind() {
+        ErrorKind::Conflict => {
+            Error::conflict(format!("a newer writer of {owner:?} was opened; this one may not write any more"))
+        }
+        _ => error.context(format!("writer of {owner:?}")),
+    }
 }

@@ -114,6 +114,14 @@ fn finish(disk: &SimDisk, clock: &SimClock, mut log: Stepped, id: PartitionId, h
     let all = records(&log.engine, id).expect("readable");
     assert_eq!(history.fault(&all, clock.now().0), None, "seed {seed}, at the end");
     drop(log);
+    let verified = tidemill_core::engine::inspect::verify(
+        Path::new(DIR),
+        config(),
+        std::sync::Arc::new(disk.clone()),
+        std::sync::Arc::new(clock.clone()),
+    );
+    let verified = verified.expect("readable");
+    assert!(verified.is_sound() && verified.leftovers.is_empty(), "seed {seed}: {verified:?}");
     // What is in memory still has all; what is opened anew shows the segments.
     let log = Stepped::open(disk, config(), clock).expect("again");
     let sealed: BTreeMap<_, _> = records(&log.engine, id)

@@ -57,6 +57,7 @@ fn speed_of_a_pass() {
             stepper.commit().expect("made");
             crate::harness::poll(&mut call).expect("answered").expect("made")
         };
+        stepper.housekeep();
         let (id, mut rng) = (made.partitions[0], Rng(1));
         for i in 0..RECORDS / 1000 {
             drop(engine.enqueue(vec![(id, batch(&mut rng, 1000, keys))]).expect("queued"));
@@ -107,33 +108,37 @@ async fn appends(engine: &Engine, id: tidemill_core::topic::PartitionId, time: D
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures"]
 async fn speed_of_appends_beside_a_pass() {
-    const TIME: Duration = Duration::from_secs(6);
-    for rate in [64 << 20, u64::MAX] {
-        let dir = TempDir::new("compact-latency");
-        let engine = Engine::open(&dir.0, config(rate), Arc::new(OsStorage), Arc::new(SystemClock::default()));
-        let engine = engine.expect("opens");
-        let plain = engine.create_topic("plain", &TopicSpec::partitions(1)).await.expect("made").partitions[0];
-        let id = engine.create_topic("a", &TopicSpec::partitions(1)).await.expect("made").partitions[0];
-        let mut rng = Rng(1);
-        for _ in 0..if rate == u64::MAX { 16_000 } else { 6000 } {
-            engine.append(vec![(id, batch(&mut rng, 1000, 200_000))], None).await.expect("durable");
-        }
-        // What is written behind comes to rest.
-        tokio::time::sleep(Duration::from_secs(8)).await;
-        let [alone, alone_99, alone_most, alone_count] = appends(&engine, plain, TIME).await;
-        engine.alter_topic("a", |config| config.set("cleanup.policy", "compact")).await.expect("set");
-        // Housekeeping looks every five seconds.
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        let [beside, beside_99, beside_most, beside_count] = appends(&engine, plain, TIME).await;
-        let told = engine.compaction();
-        println!(
-            "at {rate} bytes/s; appends of 1 KB, one at a time, {TIME:?} each: alone median {alone} us, p99 {alone_99} us, most \
-             {alone_most} us, {alone_count} appends; beside a pass median {beside} us, p99 {beside_99} us, most {beside_most} us, \
-             {beside_count} appends; p99 ratio {:.2}; passes of the topic ended meanwhile: {}, {} MB read",
-            beside_99 as f64 / alone_99 as f64,
-            told.passes,
-            told.read_bytes / 1_000_000,
-        );
-        engine.close().expect("in order");
+    let seconds = Duration::from_secs;
+    let rate = Config::default().compaction_bytes_per_second;
+    let dir = TempDir::new("compact-latency");
+    let engine = Engine::open(&dir.0, config(rate), Arc::new(OsStorage), Arc::new(SystemClock::default()));
+    let engine = engine.expect("opens");
+    let plain = engine.create_topic("plain", &TopicSpec::partitions(1)).await.expect("made").partitions[0];
+    let id = engine.create_topic("a", &TopicSpec::partitions(1)).await.expect("made").partitions[0];
+    let mut rng = Rng(1);
+    for _ in 0..7500 {
+        engine.append(vec![(id, batch(&mut rng, 1000, 1_000_000))], None).await.expect("durable");
     }
+    println!("compaction at {rate} bytes/s; appends of 10 records of 100 bytes, one at a time");
+    // What is written behind comes to rest.
+    tokio::time::sleep(seconds(15)).await;
+    let tell = |what: &str, [median, p99, most, count]: [u128; 4]| {
+        println!("{what}: {count} appends, median {median} us, p99 {p99} us, most {most} us");
+    };
+    tell("alone", appends(&engine, plain, seconds(10)).await);
+    engine.alter_topic("a", |config| config.set("cleanup.policy", "compact")).await.expect("set");
+    // Housekeeping looks every five seconds.
+    tokio::time::sleep(seconds(6)).await;
+    let before = engine.compaction();
+    tell("beside a pass that reads", appends(&engine, plain, seconds(5)).await);
+    tokio::time::sleep(seconds(3)).await;
+    tell("beside a pass that reads and writes", appends(&engine, plain, seconds(10)).await);
+    let after = engine.compaction();
+    println!("passes ended by then: {}", after.passes - before.passes);
+    while engine.compaction().passes == before.passes {
+        tokio::time::sleep(seconds(1)).await;
+    }
+    println!("{:?}", engine.compaction());
+    tell("alone again", appends(&engine, plain, seconds(10)).await);
+    engine.close().expect("in order");
 }

@@ -26,7 +26,7 @@ pub async fn topics_come_and_go_and_come_with_another_id(bed: Bed) {
     assert!(session.topics().await.expect("listed").iter().all(|topic| topic.name != name));
     refused(session.fetch(&to, 0, &FetchOptions::default()).await, ErrorKind::NotFound);
     let anew = session.create_topic(&name, &spec).await.expect("made anew");
-    assert_ne!(anew.id, made.id);
+    assert_ne!(anew.id, made.id, "it has the id of the old one");
     assert_eq!(all(&*session, &to).await, [""; 0], "of the old topic nothing is left");
     session.append(&to, texts(["new"])).await.expect("appended");
     assert_eq!(first(&*session, &to, 1).await, ["new"]);

@@ -7,7 +7,7 @@ use tidemill_core::{
     ErrorKind,
     log::FetchOptions,
     record::{Header, Record, Timestamp},
-    topic::TopicPartition,
+    topic::{TopicPartition, TopicSpec},
 };
 
 use super::bed::{Bed, LATE, all, first, records_to, refused, soon, text, texts, value_of};
@@ -74,7 +74,7 @@ pub async fn a_read_ends_at_its_bound_though_offsets_have_gaps(bed: Bed) {
     }
     let wanted = ["1", "2", "4", "5", "7", "8", "10", "11"];
     assert_eq!(first(&*session, &to, wanted.len()).await, wanted);
-    assert_eq!(soon("a bounded read", all(&*session, &to)).await, wanted);
+    assert_eq!(soon("a bounded read", all(&*session, &to)).await, wanted, "up to the bounds");
     let bounds = session.bounds(std::slice::from_ref(&to)).await.expect("bounds")[0];
     let records = records_to(&*session, &to, 0, bounds.durable_offset).await;
     // Any offset between may be a bound, and where a read begins.
@@ -174,6 +174,41 @@ pub async fn large_records_pass_and_larger_ones_are_refused(bed: Bed) {
     assert_eq!(all(&*session, &to).await.len(), 3);
 }
 
+/// What a topic will never take is told as such, and stands in nobody's way.
+pub async fn records_that_a_topic_refuses_are_invalid(bed: Bed) {
+    let (session, name) = (bed.session().await, bed.name("small"));
+    let mut spec = TopicSpec::default();
+    spec.config.set("max.message.bytes", "4096").expect("a setting");
+    session.create_topic(&name, &spec).await.expect("made");
+    let (small, to) = (TopicPartition::new(&name, 0), bed.partition("a").await);
+    let of = |size: usize| vec![Record::new(Some(Bytes::from_static(b"k")), Bytes::from(vec![b'x'; size]))];
+    refused(session.append(&small, of(10_000)).await, ErrorKind::Invalid);
+    session.append(&small, of(10)).await.expect("appended");
+    let mut writer = bed.writer("w").await;
+    writer.append(&to, of(10)).await.expect("staged");
+    // At the latest the commit says it; then all of it is aborted.
+    let refusal = match writer.append(&small, of(10_000)).await {
+        Ok(()) => {
+            writer.set_position("p", Some("never".into()));
+            writer.commit().await
+        }
+        early => early,
+    };
+    refused(refusal, ErrorKind::Invalid);
+    refused(writer.commit().await, ErrorKind::Closed);
+    writer.abort().await.expect("aborted");
+    // Nothing is left open that would hide what comes after it.
+    for (i, partition) in [&small, &to].into_iter().enumerate() {
+        session.append(partition, of(20)).await.expect("appended");
+        assert_eq!(first(&*session, partition, 2 - i).await.len(), 2 - i);
+    }
+    writer.append(&small, of(30)).await.expect("staged");
+    writer.set_position("p", Some("kept".into()));
+    writer.commit().await.expect("committed");
+    assert_eq!(all(&*session, &small).await.iter().map(String::len).collect::<Vec<_>>(), [10, 20, 30]);
+    assert_eq!(bed.writer("w").await.positions()["p"], "kept");
+}
+
 pub async fn what_is_not_there_is_named(bed: Bed) {
     let (session, to) = (bed.session().await, bed.partition("a").await);
     let missing = TopicPartition::new(bed.name("missing"), 0);
@@ -186,7 +221,7 @@ pub async fn what_is_not_there_is_named(bed: Bed) {
         let mut writer = bed.writer("w").await;
         refused(writer.append(nowhere, texts(["x"])).await, ErrorKind::NotFound);
     }
-    assert_eq!(session.topic(&missing.topic).await.expect("asked"), None);
+    assert_eq!(session.topic(&missing.topic).await.expect("asked"), None, "asking made it");
     refused(session.delete_topic(&missing.topic).await, ErrorKind::NotFound);
 }
 
@@ -268,7 +303,11 @@ pub async fn a_time_finds_its_first_record(bed: Bed) {
     .await;
     for time in [0, 500, 999, 1000, 1001, 2500, 3000, 3001, 5000, 5001, 9000, 9001] {
         let wanted = found.iter().find(|record| record.timestamp.0 >= time).map(|record| record.offset);
-        assert_eq!(session.offset_at_time(&to, Timestamp(time)).await.expect("asked"), wanted, "time {time}");
+        assert_eq!(
+            session.offset_at_time(&to, Timestamp(time)).await.expect("asked"),
+            wanted,
+            "the first record of time {time}"
+        );
     }
     let nowhere = TopicPartition::new(bed.name("nowhere"), 0);
     assert!(session.offset_at_time(&nowhere, Timestamp(0)).await.is_err());

@@ -84,6 +84,25 @@ pub async fn an_older_writer_is_refused(bed: Bed) {
     position_is(&*session, &bed.name("w"), "after").await;
 }
 
+/// The older writer goes on without a word from the log, and hears of it at its commit, at the latest.
+pub async fn a_writer_fenced_before_its_commit_is_refused(bed: Bed) {
+    let (session, to) = (bed.session().await, bed.partition("a").await);
+    let mut older = bed.writer("w").await;
+    older.append(&to, texts(["never"])).await.expect("staged");
+    let newer = bed.other_writer("w").await;
+    // What is sent now is refused in its own time; nobody is told of it yet.
+    let appended = older.append(&to, texts(["nor this"])).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    if appended.is_ok() {
+        older.set_position("p", Some("never".into()));
+    }
+    refused(older.commit().await, ErrorKind::Conflict);
+    refused(older.commit().await, ErrorKind::Conflict);
+    newer.close().await.expect("closed");
+    assert_eq!(all(&*session, &to).await, [""; 0]);
+    assert!(bed.writer("w").await.positions().is_empty());
+}
+
 pub async fn an_idle_writer_that_was_fenced_is_refused(bed: Bed) {
     let (session, to) = (bed.session().await, bed.partition("a").await);
     let mut older = bed.writer("w").await;
@@ -108,7 +127,7 @@ pub async fn positions_are_those_of_the_last_commit(bed: Bed) {
         writer.set_position("ü\u{1f}\n", Some("odd".into()));
         writer.commit().await.expect("committed");
     }
-    assert_eq!(writer.positions().len(), 2);
+    assert_eq!(writer.positions().len(), 2, "positions are lost: {:?}", writer.positions());
     // A name that begins as the other's.
     let mut neighbour = bed.session().await.writer(&other).await.expect("a writer");
     assert!(neighbour.positions().is_empty());
