@@ -114,10 +114,14 @@ impl Committer {
         }
         let (bytes, previous_crc) = group.finish();
         // Where all that was asked for is there already, nothing is written.
-        let empty = bytes.is_empty();
-        let written = if empty { Ok(()) } else { self.write_only(&bytes) };
-        let written = written.inspect(|()| answer_early(&mut planned));
-        if let Err(error) = written.and_then(|()| if empty { Ok(()) } else { self.sync_group(bytes.len()) }) {
+        let written = match bytes.is_empty() {
+            true => Ok(()),
+            false => self
+                .write_only(&bytes)
+                .inspect(|()| answer_early(&mut planned))
+                .and_then(|()| self.sync_group(bytes.len())),
+        };
+        if let Err(error) = written {
             self.shared.fail(&error);
             for plan in planned {
                 let _ = plan.request.reply.send(self.shared.check_alive().map(|()| Outcome::default()));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{
     Engine,
+    committed::AbortedBatches,
     partition::{Partition, State},
     segment::Segment,
 };
@@ -31,7 +32,33 @@ impl Engine {
     /// # Errors
     /// `NotFound`; `Corrupt` where records that have to be asked are damaged.
     pub fn offset_at_time(&self, id: PartitionId, timestamp: i64) -> Result<Option<(i64, i64)>> {
-        self.shared.partition(id)?.offset_at_time(&*self.shared.storage, timestamp)
+        self.shared.partition(id)?.offset_at_time(&*self.shared.storage, 0, timestamp)
+    }
+
+    /// As [`Engine::offset_at_time`], of the records that a reader of committed ones is shown.
+    ///
+    /// # Errors
+    /// As [`Engine::offset_at_time`].
+    pub fn shown_offset_at_time(&self, id: PartitionId, timestamp: i64) -> Result<Option<(i64, i64)>> {
+        let (partition, storage) = (self.shared.partition(id)?, &*self.shared.storage);
+        let mut from = 0;
+        while let Some((offset, time)) = partition.offset_at_time(storage, from, timestamp)? {
+            if offset >= partition.state().last_stable_offset() {
+                break;
+            }
+            let batches = match partition.read(storage, offset, 1, i64::MAX) {
+                Ok((batches, _)) => batches,
+                Err(_) if offset < partition.state().log_start_offset => continue,
+                Err(error) => return Err(error),
+            };
+            let Some(header) = batches.first().map(|batch| *batch.header()) else { break };
+            let aborted = partition.state().producers.aborted(header.base_offset, header.next_offset());
+            if AbortedBatches::new(aborted).shows(&header) {
+                return Ok(Some((offset, time)));
+            }
+            from = header.next_offset();
+        }
+        Ok(None)
     }
 
     /// The first of the records with the latest time of all: its offset and its time. `None` where there is no record.
@@ -41,7 +68,7 @@ impl Engine {
     pub fn offset_of_latest_time(&self, id: PartitionId) -> Result<Option<(i64, i64)>> {
         let partition = self.shared.partition(id)?;
         let Some(latest) = partition.max_timestamp(&*self.shared.storage)? else { return Ok(None) };
-        partition.offset_at_time(&*self.shared.storage, latest)
+        partition.offset_at_time(&*self.shared.storage, 0, latest)
     }
 }
 
@@ -54,8 +81,8 @@ enum Place {
 }
 
 impl Partition {
-    fn offset_at_time(&self, storage: &dyn Storage, timestamp: i64) -> Result<Option<(i64, i64)>> {
-        let mut from = 0;
+    /// The first record at or after `from` whose time is `timestamp` or later.
+    fn offset_at_time(&self, storage: &dyn Storage, mut from: i64, timestamp: i64) -> Result<Option<(i64, i64)>> {
         loop {
             let (place, after) = self.place_at(&mut from);
             let found = match &place {

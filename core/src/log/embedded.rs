@@ -186,7 +186,7 @@ impl Session for EmbeddedSession {
 
     async fn offset_at_time(&self, of: &TopicPartition, time: Timestamp) -> Result<Option<i64>> {
         let (id, engine) = (self.partition(of)?, Arc::clone(&self.engine));
-        let found = tokio::task::spawn_blocking(move || engine.offset_at_time(id, time.0));
+        let found = tokio::task::spawn_blocking(move || engine.shown_offset_at_time(id, time.0));
         let found = found.await.map_err(|e| Error::internal("find a time").with_source(e))??;
         Ok(found.map(|(offset, _)| offset))
     }

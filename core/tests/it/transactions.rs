@@ -136,6 +136,26 @@ fn a_transaction_is_seen_when_it_is_committed_and_all_of_it() {
     assert_eq!((info.state, info.producer, info.partitions), (TransactionState::Aborted, p, Vec::new()));
 }
 
+/// By time as by offset: what is open, aborted or a marker is passed over.
+#[test]
+fn a_time_finds_what_is_committed() {
+    let (mut log, ids) = open(&SimDisk::new(1), &SimClock::default());
+    let first =
+        |log: &Stepped, time| log.engine.shown_offset_at_time(ids[0], time).expect("asked").map(|found| found.0);
+    let p = init(&mut log, "x").expect("opened");
+    for (sequence, marker) in [(0, Marker::Abort), (2, Marker::Commit)] {
+        add(&mut log, "x", p, &ids[..1]).expect("added");
+        write(&mut log, ids[0], p, sequence).expect("taken");
+        assert_eq!(first(&log, i64::MIN), None, "it is open");
+        assert!(log.engine.offset_at_time(ids[0], i64::MIN).expect("asked").is_some());
+        end(&mut log, "x", p, marker).expect("ended");
+    }
+    let wanted = shown(&log.engine, ids[0]);
+    assert_eq!((wanted.len(), wanted[0].0), (2, 3));
+    assert_eq!(first(&log, i64::MIN), Some(3), "behind the aborted records and their marker");
+    assert_eq!(first(&log, i64::MAX), None);
+}
+
 #[test]
 fn who_may_not_write_is_told_why() {
     let (mut log, ids) = open(&SimDisk::new(1), &SimClock::default());

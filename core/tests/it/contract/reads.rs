@@ -303,7 +303,11 @@ pub async fn a_time_finds_its_first_record(bed: Bed) {
     .await;
     for time in [0, 500, 999, 1000, 1001, 2500, 3000, 3001, 5000, 5001, 9000, 9001] {
         let wanted = found.iter().find(|record| record.timestamp.0 >= time).map(|record| record.offset);
-        assert_eq!(session.offset_at_time(&to, Timestamp(time)).await.expect("asked"), wanted, "time {time}");
+        assert_eq!(
+            session.offset_at_time(&to, Timestamp(time)).await.expect("asked"),
+            wanted,
+            "the first record of time {time}"
+        );
     }
     let nowhere = TopicPartition::new(bed.name("nowhere"), 0);
     assert!(session.offset_at_time(&nowhere, Timestamp(0)).await.is_err());

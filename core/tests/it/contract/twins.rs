@@ -307,7 +307,7 @@ finds! {
     blind_puts_that_race: BlindPut by metadata::of_two_who_put_one_wins, "not one of them won";
     ids_that_stay: SameId by metadata::topics_come_and_go_and_come_with_another_id, "the id of the old one";
     short_bounds: ShortBounds by reads::a_read_ends_at_its_bound_though_offsets_have_gaps, "up to the bounds";
-    late_times: LateTimes by reads::a_time_finds_its_first_record, "time ";
+    late_times: LateTimes by reads::a_time_finds_its_first_record, "the first record of time";
     reads_that_lose_what_was_dropped: LosesDropped by reads::a_dropped_read_loses_nothing, "came";
     forgiven_appends: ForgivesAppends by transactions::a_failed_append_leaves_only_the_abort, "it was not refused as Closed";
 }
