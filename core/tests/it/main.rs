@@ -5,6 +5,7 @@ mod compact;
 mod contract;
 mod crash;
 mod damage;
+mod groups;
 mod harness;
 mod housekeeping;
 mod inspect;
