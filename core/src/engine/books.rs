@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    Engine, Entry, Outcome, PERMIT_BYTES, Table,
+    Engine, Entry, Outcome, Table,
     housekeeping::{Chore, Progress},
     queue::Work,
     shared::Shared,
@@ -105,9 +105,7 @@ impl Engine {
     ) -> Result<Outcome> {
         let work = Work::Append { batches, fence: None };
         self.check(&work)?;
-        let all = (self.shared.config.queue_bytes / PERMIT_BYTES).max(1);
-        let wanted = (work.payload_bytes() / PERMIT_BYTES + 1).min(all);
-        let permit = self.permits.acquire_many(wanted as u32).await;
+        let permit = self.permits.acquire_many(self.permits_of(&work)).await;
         let _permit = permit.map_err(|_| Error::closed("the log was closed"))?;
         let answer = {
             let _entered = enter()?;

@@ -24,7 +24,7 @@ use crate::{
     Error, Result,
     batch::{Batch, BatchBuilder, BatchHeader, patch_base_offset},
     record::Record,
-    topic::PartitionId,
+    topic::{Durability, PartitionId},
 };
 
 /// A transaction that neither ended nor staged anything for this long is aborted.
@@ -58,6 +58,8 @@ struct Planned {
     request: Request,
     outcome: Outcome,
     visible: Vec<Visible>,
+    /// Answered when it is written, not when it is durable.
+    early: bool,
 }
 
 enum Visible {
@@ -106,13 +108,16 @@ impl Committer {
             return Ok(Turn::Blocked);
         }
         let mut group = self.begin_group();
-        let planned = self.plan(&mut group);
+        let mut planned = self.plan(&mut group);
         if planned.is_empty() {
             return Ok(Turn::Committed(0));
         }
         let (bytes, previous_crc) = group.finish();
         // Where all that was asked for is there already, nothing is written.
-        if let Err(error) = if bytes.is_empty() { Ok(()) } else { self.write_group(&bytes) } {
+        let empty = bytes.is_empty();
+        let written = if empty { Ok(()) } else { self.write_only(&bytes) };
+        let written = written.inspect(|()| answer_early(&mut planned));
+        if let Err(error) = written.and_then(|()| if empty { Ok(()) } else { self.sync_group(bytes.len()) }) {
             self.shared.fail(&error);
             for plan in planned {
                 let _ = plan.request.reply.send(self.shared.check_alive().map(|()| Outcome::default()));
@@ -136,7 +141,8 @@ impl Committer {
         let used = self.next_lsn - self.slot.base_lsn;
         let Some(first) = self.shared.queue.pop_if(|_| true) else { return Ok(true) };
         let bound = frame_bound(&first.work, self);
-        if bound + GROUP_ALIGN > self.slot.capacity as usize {
+        let largest = self.shared.config.commit_file_bytes.max(self.slot.capacity as usize);
+        if bound + GROUP_ALIGN > largest {
             let limit = self.shared.config.request_limit();
             if let Work::Commit { transaction, .. } = first.work {
                 self.transactions.remove(&transaction);
@@ -212,6 +218,7 @@ impl Committer {
         staging: &mut Staging,
         planned: &mut Vec<Planned>,
     ) {
+        let early = self.is_answered_early(&request.work);
         let work = std::mem::replace(&mut request.work, Work::Abort { transaction: 0 });
         staging.begin_request();
         let result = match work {
@@ -229,7 +236,7 @@ impl Committer {
             Work::Keyed { table, key, compute, .. } => self.plan_keyed(group, table, key, compute, staging),
         };
         match result {
-            Ok((outcome, visible)) => planned.push(Planned { request, outcome, visible }),
+            Ok((outcome, visible)) => planned.push(Planned { request, outcome, visible, early }),
             Err(error) => {
                 staging.roll_back();
                 drop(request.reply.send(Err(error)));
@@ -393,13 +400,30 @@ impl Committer {
         Ok(())
     }
 
+    /// Whether all that an append goes to is content with the operating system's word.
+    fn is_answered_early(&self, work: &Work) -> bool {
+        let relaxed = |id: PartitionId| {
+            let partition = self.shared.partition(id);
+            partition.is_ok_and(|partition| partition.config().durability != Durability::Commit)
+        };
+        matches!(work, Work::Append { batches, .. } if batches.iter().all(|(id, _)| relaxed(*id)))
+    }
+
     fn write_group(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write_only(bytes)?;
+        self.sync_group(bytes.len())
+    }
+
+    fn write_only(&self, bytes: &[u8]) -> Result<()> {
         let position = self.next_lsn - self.slot.base_lsn;
         let written = self.slot.file.write_at(bytes, position);
         let ended = written.and_then(|()| self.slot.end_with_zeros(position + bytes.len() as u64));
-        ended.map_err(|e| Error::from(e).context("write the commit log"))?;
+        ended.map_err(|e| Error::from(e).context("write the commit log"))
+    }
+
+    fn sync_group(&mut self, length: usize) -> Result<()> {
         self.slot.file.sync().map_err(|e| Error::from(e).context("fdatasync of the commit log"))?;
-        self.next_lsn += bytes.len() as u64;
+        self.next_lsn += length as u64;
         self.durable_lsn = self.next_lsn;
         Ok(())
     }
@@ -500,6 +524,15 @@ impl Committer {
 
     fn oldest_staged_lsn(&self) -> Option<u64> {
         self.transactions.values().filter_map(|t| t.frames.first()).map(|f| f.lsn).min()
+    }
+}
+
+/// Answers those who do not wait for the disk. Nobody sees their records yet.
+fn answer_early(planned: &mut [Planned]) {
+    for plan in planned.iter_mut().filter(|plan| plan.early) {
+        // Who is answered hears nothing of the rest.
+        let reply = std::mem::replace(&mut plan.request.reply, tokio::sync::oneshot::channel().0);
+        let _ = reply.send(Ok(plan.outcome.clone()));
     }
 }
 

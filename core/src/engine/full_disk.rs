@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The file of zeros that the next manifest may be written over.
-const RESERVE: &str = "reserve";
+pub(super) const RESERVE: &str = "reserve";
 const RESERVE_LEAST_BYTES: usize = 16 << 10;
 /// After a full disk the writer rests for so long.
 const REST: Duration = Duration::from_millis(500);
@@ -101,7 +101,7 @@ impl SegmentWriter {
 
     /// Waits a little after a full disk, unless the log closes.
     pub(super) fn rest(&self) {
-        if self.shared.disk_full.load(Ordering::Acquire) != 0 {
+        if self.is_hindered() {
             let state = lock(&self.shared.writer);
             drop(self.shared.writer_work.wait_timeout_while(state, REST, |state| !state.closing));
         }

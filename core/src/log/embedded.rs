@@ -21,7 +21,7 @@ use crate::{
     batch::{Batch, BatchBuilder},
     engine::{Engine, Fence},
     group::Groups,
-    record::Record,
+    record::{Record, Timestamp},
     topic::{PartitionId, TopicConfig, TopicInfo, TopicPartition, TopicSpec},
 };
 
@@ -195,6 +195,13 @@ impl Session for EmbeddedSession {
         // What can be read now ends before the first open transaction.
         let shown = |bounds: Bounds| Bounds { durable_offset: bounds.last_stable_offset, ..bounds };
         Ok(self.engine.cut(&ids)?.into_iter().map(shown).collect())
+    }
+
+    async fn offset_at_time(&self, of: &TopicPartition, time: Timestamp) -> Result<Option<i64>> {
+        let (id, engine) = (self.partition(of)?, Arc::clone(&self.engine));
+        let found = tokio::task::spawn_blocking(move || engine.offset_at_time(id, time.0));
+        let found = found.await.map_err(|e| Error::internal("find a time").with_source(e))??;
+        Ok(found.map(|(offset, _)| offset))
     }
 
     async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>> {

@@ -36,7 +36,7 @@ pub use member::{Assignor, Change, GroupOffset, Lease, MAX_OFFSET_METADATA, MAX_
 
 use crate::{
     Result,
-    record::{FetchedRecord, Record},
+    record::{FetchedRecord, Record, Timestamp},
     topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
@@ -164,6 +164,13 @@ pub trait Session: Send + Sync {
     /// Bounds of partitions: of what can be read now. On the embedded log they are one consistent cut over all of them;
     /// on a cluster each is taken by itself.
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>>;
+
+    /// The offset of the first record whose time is `time` or later, first in the order of offsets; `None` where there is
+    /// no such record now. Times need not follow offsets: records of earlier times may come after it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt` where records that have to be asked are lost.
+    async fn offset_at_time(&self, of: &TopicPartition, time: Timestamp) -> Result<Option<i64>>;
 
     /// Opens the owner's writer and fences an older one: what that left open is aborted, what it had committed stands in
     /// [`Writer::positions`].

@@ -48,7 +48,8 @@ pub enum TimestampType {
 pub enum Durability {
     /// When the disk has it: after `fdatasync`.
     Commit,
-    /// When the operating system has it, which is made durable every so often.
+    /// When the operating system has it. Today the sync follows at once, as with [`Durability::Os`]; the promise is that it
+    /// follows soon.
     Interval,
     /// When the operating system has it.
     Os,

@@ -94,7 +94,13 @@ impl Work {
                 }
             }
             76..82 => self.log().stepper.note()?,
-            82..88 => self.log().stepper.write_behind(false)?,
+            82..86 => self.log().stepper.write_behind(false)?,
+            86..88 => {
+                self.clock.advance(Duration::from_secs(4));
+                for _ in 0..1 + self.rng.below(20) {
+                    self.log().stepper.housekeep_step();
+                }
+            }
             88..92 => self.log().stepper.write_behind(true)?,
             92..93 => self.log().stepper.checkpoint()?,
             // Appends, deletions and transactions come between the steps.

@@ -5,12 +5,14 @@ mod compact;
 mod contract;
 mod crash;
 mod damage;
+mod durability;
 mod groups;
 mod harness;
 mod housekeeping;
 mod inspect;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod many;
 mod model;
 mod producers;
 mod real;
@@ -19,6 +21,7 @@ mod retention;
 #[expect(clippy::unwrap_used, reason = "test code, as in the crate it belongs to")]
 #[path = "../../../connect/tests/it/servers/mod.rs"]
 mod servers;
+mod settings;
 mod sim;
 mod sync;
 mod times;

@@ -205,7 +205,19 @@ async fn deletes_make_room_on_a_full_disk() {
         assert!(acked < 300, "the disk does not get full");
     };
     assert!(error.to_string().contains("disk full"), "{error}");
-    assert_eq!(read_all(&engine, old).expect("readers go on").len(), 60);
+    // So does a log that is opened on the full disk.
+    let image = disk.image(Keep::Everything);
+    image.set_capacity(Some(image.used()));
+    deletes_make_room(&open(&image, small()), old, new, acked).await;
+    deletes_make_room(&engine, old, new, acked).await;
+    engine.close().expect("in order");
+    drop(engine);
+    let engine = open(&disk, small());
+    assert_eq!(read_all(&engine, new).expect("whole").len() as u64, acked + 1);
+}
+
+async fn deletes_make_room(engine: &Engine, old: PartitionId, new: PartitionId, acked: u64) {
+    assert_eq!(read_all(engine, old).expect("readers go on").len(), 60);
     engine.delete_topic("a").await.expect("metadata has room");
     for tries in 0.. {
         if engine.append(vec![(new, batch(acked, 1, 4000))], None).await.is_ok() {
@@ -214,11 +226,7 @@ async fn deletes_make_room_on_a_full_disk() {
         assert!(tries < 400, "the delete made no room");
         tokio::time::sleep(SOON).await;
     }
-    assert_eq!(read_all(&engine, new).expect("whole").len() as u64, acked + 1);
-    engine.close().expect("in order");
-    drop(engine);
-    let engine = open(&disk, small());
-    assert_eq!(read_all(&engine, new).expect("whole").len() as u64, acked + 1);
+    assert_eq!(read_all(engine, new).expect("whole").len() as u64, acked + 1);
 }
 
 /// An ended transaction holds no file of the commit log, however it ended.

@@ -16,7 +16,7 @@ use crate::{
         Appended, Bounds, Change, Chunk, Entry, FetchOptions, GroupOffset, Lease, MAX_SLOTS, Member, MemberOptions,
         Session, Table, Topic, TopicChange, Writer,
     },
-    record::Record,
+    record::{Record, Timestamp},
     topic::{INTERNAL_PREFIX, MAX_NAME_LEN, TopicConfig, TopicPartition, TopicSpec, validate_name},
 };
 
@@ -117,6 +117,11 @@ impl Session for Guarded {
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
         partitions.iter().try_for_each(|p| self.pass.may(Action::Describe, &p.topic))?;
         self.inner.bounds(partitions).await
+    }
+
+    async fn offset_at_time(&self, of: &TopicPartition, time: Timestamp) -> Result<Option<i64>> {
+        self.pass.may(Action::Describe, &of.topic)?;
+        self.inner.offset_at_time(of, time).await
     }
 
     async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>> {

@@ -66,7 +66,7 @@ pub(super) struct Cluster {
     brokers: String,
     pub(super) admin: Arc<AdminClient<Context>>,
     /// Asks how far committed records go; reads nothing.
-    stable: Arc<Consumes>,
+    pub(super) stable: Arc<Consumes>,
     /// Asks how far all records go.
     uncommitted: Arc<Consumes>,
     /// Of appends outside transactions.

@@ -24,6 +24,7 @@ mod settings;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod times;
 mod topics;
 mod writer;
 
@@ -38,7 +39,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    record::Record,
+    record::{Record, Timestamp},
     topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
@@ -126,6 +127,10 @@ impl Session for KafkaSession {
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<Vec<Bounds>> {
         self.cluster.bounds(partitions.to_vec()).await
+    }
+
+    async fn offset_at_time(&self, of: &TopicPartition, time: Timestamp) -> Result<Option<i64>> {
+        times::offset_at_time(&self.cluster, of, time).await
     }
 
     async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>> {

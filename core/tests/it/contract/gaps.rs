@@ -15,7 +15,7 @@ use tidemill_core::{
         Appended, Bounds, Caller, Change, Chunk, Entry, FetchOptions, GroupOffset, Lease, Log, Member, MemberOptions,
         Session, Topic, TopicChange, Writer,
     },
-    record::Record,
+    record::{Record, Timestamp},
     topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
@@ -111,6 +111,10 @@ impl Session for Gapped {
             last_stable_offset: b.last_stable_offset * 3,
         };
         Ok(self.0.bounds(partitions).await?.into_iter().map(of).collect())
+    }
+
+    async fn offset_at_time(&self, of: &TopicPartition, time: Timestamp) -> Result<Option<i64>> {
+        Ok(self.0.offset_at_time(of, time).await?.map(shown))
     }
 
     async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>> {

@@ -56,6 +56,7 @@ contract! {
         records_that_a_topic_refuses_are_invalid
         what_is_not_there_is_named
         offsets_out_of_range_are_invalid
+        a_time_finds_its_first_record
         two_readers_do_not_disturb_each_other
         many_partitions_are_read_on_in_turns;
     transactions:

@@ -285,3 +285,26 @@ pub async fn turns(bed: &Bed, count: u32) {
         assert_eq!(values, &["a", "b", "c", &i.to_string()], "partition {i}");
     }
 }
+
+pub async fn a_time_finds_its_first_record(bed: Bed) {
+    let (session, to) = (bed.session().await, bed.partition("a").await);
+    assert_eq!(session.offset_at_time(&to, Timestamp(0)).await.expect("asked"), None, "nothing is there");
+    for times in [&[1000, 3000, 2000][..], &[5000], &[4000, 500, 9000, 6000]] {
+        let at = |time: &i64| Record { timestamp: Some(Timestamp(*time)), ..text(time.to_string()) };
+        session.append(&to, times.iter().map(at).collect()).await.expect("appended");
+    }
+    let mut found = Vec::new();
+    soon("all records", async {
+        while found.len() < 8 {
+            let end = session.bounds(std::slice::from_ref(&to)).await.expect("bounds")[0].durable_offset;
+            found = records_to(&*session, &to, 0, end).await;
+        }
+    })
+    .await;
+    for time in [0, 500, 999, 1000, 1001, 2500, 3000, 3001, 5000, 5001, 9000, 9001] {
+        let wanted = found.iter().find(|record| record.timestamp.0 >= time).map(|record| record.offset);
+        assert_eq!(session.offset_at_time(&to, Timestamp(time)).await.expect("asked"), wanted, "time {time}");
+    }
+    let nowhere = TopicPartition::new(bed.name("nowhere"), 0);
+    assert!(session.offset_at_time(&nowhere, Timestamp(0)).await.is_err());
+}

@@ -10,7 +10,7 @@ use tidemill_core::{
         Appended, Bounds, Caller, Chunk, Entry, FetchOptions, GroupOffset, Lease, Log, Member, MemberOptions, Session,
         Topic, TopicChange, Writer,
     },
-    record::Record,
+    record::{Record, Timestamp},
     topic::{TopicConfig, TopicPartition, TopicSpec},
 };
 
@@ -35,6 +35,8 @@ enum Lie {
     SameId,
     /// The end of a partition leaves out the last record.
     ShortBounds,
+    /// The record of a time is not the first one.
+    LateTimes,
     /// A read that was dropped has moved on.
     LosesDropped,
     /// A failed append is forgotten.
@@ -124,6 +126,12 @@ impl Session for LyingSession {
             bounds.iter_mut().for_each(|b| b.durable_offset = (b.durable_offset - 1).max(b.log_start_offset));
         }
         Ok(bounds)
+    }
+
+    async fn offset_at_time(&self, of: &TopicPartition, time: Timestamp) -> Result<Option<i64>> {
+        let found = self.inner.offset_at_time(of, time).await?;
+        // The end of the batch, as it were.
+        Ok(found.map(|offset| if self.lie == Lie::LateTimes { offset + 2 } else { offset }))
     }
 
     async fn writer(&self, owner: &str) -> Result<Box<dyn Writer>> {
@@ -299,6 +307,7 @@ finds! {
     blind_puts_that_race: BlindPut by metadata::of_two_who_put_one_wins, "not one of them won";
     ids_that_stay: SameId by metadata::topics_come_and_go_and_come_with_another_id, "the id of the old one";
     short_bounds: ShortBounds by reads::a_read_ends_at_its_bound_though_offsets_have_gaps, "up to the bounds";
+    late_times: LateTimes by reads::a_time_finds_its_first_record, "time ";
     reads_that_lose_what_was_dropped: LosesDropped by reads::a_dropped_read_loses_nothing, "came";
     forgiven_appends: ForgivesAppends by transactions::a_failed_append_leaves_only_the_abort, "it was not refused as Closed";
 }
