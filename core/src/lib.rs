@@ -5,6 +5,7 @@ pub mod batch;
 pub mod clock;
 pub mod engine;
 pub mod error;
+pub mod group;
 pub mod log;
 pub mod record;
 pub mod storage;

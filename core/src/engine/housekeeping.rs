@@ -57,6 +57,7 @@ fn chores(manifest: u64) -> Vec<Box<dyn Chore>> {
         Box::new(Retention::default()),
         Box::new(Removal),
         Box::new(Expiry),
+        Box::<super::books::Groups>::default(),
         Box::<Compactor>::default(),
     ]
 }

@@ -15,6 +15,7 @@
 //! | `recovery` | what a crash left, made whole |
 //! | `full_disk` | how a full disk is weathered |
 //! | `housekeeping` | what is done every so often, apart from all of these |
+//! | `books` | what coordinators keep in the log's own topics |
 //! | `catalog` | topics, positions, writers and schemas: the log's own topics in memory |
 //! | `leftovers` | what a crash left in the folders |
 //! | `retention` | which segments go, which ones end |
@@ -23,6 +24,7 @@
 //!
 //! This level speaks batches. What speaks records, and may one day be another machine's log, is [`crate::log::Log`].
 
+mod books;
 mod catalog;
 mod checkpoint;
 mod commit;
@@ -62,6 +64,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+pub(crate) use books::{Books, Places};
 pub use catalog::{Entry, Table};
 pub use commit::Turn;
 pub use committed::{Aborted, AbortedBatches, Committed};
@@ -171,7 +174,9 @@ impl Engine {
         let writer = write_behind::SegmentWriter::new(Arc::clone(&shared), superblock);
         let stepper = Stepper::new(committer, writer);
         let producer_ids = tokio::sync::Mutex::new(0..0);
-        Ok((Self { shared, permits, producer_ids, report, threads: Mutex::new(None) }, stepper))
+        let engine = Self { shared, permits, producer_ids, report, threads: Mutex::new(None) };
+        crate::group::clamp(&engine);
+        Ok((engine, stepper))
     }
 
     /// What recovery found when the log was opened.
@@ -744,6 +749,7 @@ fn new_shared(
         next_transaction: AtomicU64::new(1),
         compaction: Mutex::default(),
         leftovers_known: Default::default(),
+        groups: crate::group::Registry::default(),
     }
 }
 

@@ -130,6 +130,7 @@ pub(super) struct Shared {
     pub(super) compaction: Mutex<Compaction>,
     /// Whether all files that a crash left are known, and named.
     pub(super) leftovers_known: AtomicBool,
+    pub(super) groups: crate::group::Registry,
 }
 
 /// A lock whose holder panicked protects plain data that each critical section leaves whole.

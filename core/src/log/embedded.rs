@@ -1,6 +1,9 @@
 //! The seam over the engine in this process.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,16 +12,24 @@ use super::{
     AllowAll, Appended, Bounds, Caller, Chunk, Entry, FetchOptions, Gate, GroupOffset, Lease, Log, Member,
     MemberOptions, Session, Table, Topic, TopicChange, Writer, gate,
 };
+use super::{
+    local_member::{self, LocalMember, Plan},
+    member::Kept,
+};
 use crate::{
     Error, Result,
     batch::{Batch, BatchBuilder},
     engine::{Engine, Fence},
+    group::Groups,
     record::{Record, Timestamp},
     topic::{PartitionId, TopicConfig, TopicInfo, TopicPartition, TopicSpec},
 };
 
 /// Bytes of records a transaction gathers before they are staged.
 const STAGE_BYTES: usize = 1 << 20;
+
+/// What the names of leases begin with, as groups and as topics.
+const LEASES: &str = "_tidemill.leases.";
 
 /// The log in this process.
 #[derive(Clone)]
@@ -47,7 +58,7 @@ impl Embedded {
 #[async_trait]
 impl Log for Embedded {
     async fn session(&self, caller: Caller) -> Result<Arc<dyn Session>> {
-        let session = EmbeddedSession { engine: Arc::clone(&self.engine) };
+        let session = EmbeddedSession { engine: Arc::clone(&self.engine), client_id: caller.client_id.clone() };
         Ok(gate::guarded(Arc::new(session), Arc::clone(&self.gate), caller))
     }
 }
@@ -55,6 +66,8 @@ impl Log for Embedded {
 #[derive(Clone)]
 struct EmbeddedSession {
     engine: Arc<Engine>,
+    /// What members are called.
+    client_id: String,
 }
 
 impl EmbeddedSession {
@@ -209,21 +222,47 @@ impl Session for EmbeddedSession {
         self.engine.put(table, key, value, expected).await
     }
 
-    async fn join(&self, _: &str, _: &[String], _: &MemberOptions) -> Result<Box<dyn Member>> {
-        Err(no_groups())
+    async fn join(&self, group: &str, topics: &[String], options: &MemberOptions) -> Result<Box<dyn Member>> {
+        let plan = Plan {
+            group: group.to_owned(),
+            client_id: self.client_id.clone(),
+            topics: topics.iter().cloned().collect(),
+            slots: None,
+            options: options.clone(),
+        };
+        Ok(Box::new(Kept::new(group, LocalMember::start(Groups::of(&self.engine), plan))))
     }
 
-    async fn lease(&self, _: &str, _: u32) -> Result<Lease> {
-        Err(no_groups())
+    async fn lease(&self, group: &str, slots: u32) -> Result<Lease> {
+        let (name, groups) = (format!("{LEASES}{group}"), Groups::of(&self.engine));
+        if let Some(more) = local_member::slots_of(&groups, &name).filter(|more| *more > slots) {
+            return Err(Error::conflict(format!("others lease {more} slots of {group:?}, not {slots}")));
+        }
+        let plan = Plan {
+            group: name.clone(),
+            client_id: self.client_id.clone(),
+            topics: BTreeSet::from([name]),
+            slots: Some(slots),
+            options: MemberOptions::default(),
+        };
+        Ok(Lease::over(Box::new(Kept::new(group, LocalMember::start(groups, plan)))))
     }
 
-    async fn committed(&self, _: &str, _: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
-        Err(no_groups())
+    async fn committed(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, GroupOffset>> {
+        let ids: Vec<_> = partitions.iter().map(|p| self.partition(p)).collect::<Result<_>>()?;
+        let bounds = self.engine.cut(&ids)?;
+        let mut found = Groups::of(&self.engine).offsets_of(group, partitions);
+        let at_most_end = |(of, bounds): (&TopicPartition, Bounds)| {
+            let committed = found.remove(of)?;
+            let offset = committed.offset.min(bounds.durable_offset);
+            Some((of.clone(), GroupOffset { offset, metadata: committed.metadata }))
+        };
+        Ok(partitions.iter().zip(bounds).filter_map(at_most_end).collect())
     }
-}
-
-fn no_groups() -> Error {
-    Error::unsupported("groups are not built in yet on this log")
 }
 
 struct EmbeddedWriter {

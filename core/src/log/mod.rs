@@ -20,7 +20,7 @@ mod embedded;
 mod gate;
 #[cfg(feature = "kafka")]
 mod kafka;
-#[cfg_attr(not(feature = "kafka"), expect(dead_code, reason = "the embedded log has no groups yet"))]
+mod local_member;
 mod member;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -205,8 +205,8 @@ pub trait Session: Send + Sync {
     /// the same name do not meet.
     ///
     /// # Errors
-    /// `Invalid` for a name that is no topic's or longer than 200 bytes, or slots not in 1..[`MAX_SLOTS`]; `Conflict` for fewer slots than others lease of the group
-    /// now: their number only grows; `Unavailable`.
+    /// `Invalid` for a name that is no topic's or longer than 200 bytes, or slots not in 1..[`MAX_SLOTS`]; `Conflict` for
+    /// fewer slots than others lease of the group now: their number only grows; `Unavailable`.
     async fn lease(&self, group: &str, slots: u32) -> Result<Lease>;
 
     /// How far a group has committed partitions, without joining it; those without an offset are left out. An offset

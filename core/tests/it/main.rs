@@ -6,6 +6,7 @@ mod contract;
 mod crash;
 mod damage;
 mod durability;
+mod groups;
 mod harness;
 mod housekeeping;
 mod inspect;

@@ -166,7 +166,7 @@ impl Member for GappedMember {
 
     async fn commit(&mut self, offsets: BTreeMap<TopicPartition, GroupOffset>) -> Result<()> {
         let dense = |GroupOffset { offset, metadata }: GroupOffset| {
-            let below = first_from(offset);
+            let below = if offset < 0 { offset } else { first_from(offset) };
             GroupOffset { offset: below, metadata: format!("{}{metadata}", offset - below * 3 + 3) }
         };
         self.0.commit(offsets.into_iter().map(|(of, offset)| (of, dense(offset))).collect()).await

@@ -4,7 +4,6 @@
 
 mod bed;
 mod gaps;
-#[cfg_attr(not(feature = "kafka"), expect(dead_code, reason = "the embedded log has no groups yet"))]
 mod groups;
 mod metadata;
 pub mod reads;
@@ -79,39 +78,19 @@ contract! {
         a_record_is_replaced_only_at_its_version
         of_two_who_put_one_wins
         the_log_has_one_identity;
-}
-
-/// The rules of groups, for the logs that have them.
-#[cfg(feature = "kafka")]
-macro_rules! groups {
-    ($($rule:ident)*) => {
-        mod kafka_groups {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $rule() {
-                    if let Some(bed) = super::Bed::kafka().await {
-                        super::groups::$rule(bed).await;
-                    }
-                }
-            )*
-        }
-    };
-}
-
-#[cfg(feature = "kafka")]
-groups! {
-    a_lone_member_gets_everything
-    two_members_share_and_who_leaves_gives_back
-    nobody_gets_what_another_has_not_let_go
-    offsets_come_back_with_their_metadata
-    bad_commits_are_refused
-    bad_names_and_options_are_refused
-    who_does_not_let_go_is_expelled
-    a_static_member_comes_back_to_what_it_had
-    who_deals_otherwise_is_refused
-    ranges_are_the_same_in_each_topic
-    a_topic_that_comes_later_is_dealt
-    a_deleted_topics_offsets_are_forgotten
-    slots_are_shared_and_released
-    the_number_of_slots_only_grows
+    groups:
+        a_lone_member_gets_everything
+        two_members_share_and_who_leaves_gives_back
+        nobody_gets_what_another_has_not_let_go
+        offsets_come_back_with_their_metadata
+        bad_commits_are_refused
+        bad_names_and_options_are_refused
+        who_does_not_let_go_is_expelled
+        a_static_member_comes_back_to_what_it_had
+        who_deals_otherwise_is_refused
+        ranges_are_the_same_in_each_topic
+        a_topic_that_comes_later_is_dealt
+        a_deleted_topics_offsets_are_forgotten
+        slots_are_shared_and_released
+        the_number_of_slots_only_grows;
 }
