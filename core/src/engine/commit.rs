@@ -98,6 +98,8 @@ impl Committer {
         if refuses {
             let shared = Arc::clone(&self.shared);
             shared.refuse_records(|transaction| drop(self.transactions.remove(&transaction)));
+            // It may rest though a checkpoint would make room in the commit log.
+            shared.wake_writer(true);
         }
         if self.shared.queue.is_empty() {
             return Ok(Turn::Idle);
@@ -114,14 +116,10 @@ impl Committer {
         }
         let (bytes, previous_crc) = group.finish();
         // Where all that was asked for is there already, nothing is written.
-        let written = match bytes.is_empty() {
-            true => Ok(()),
-            false => self
-                .write_only(&bytes)
-                .inspect(|()| answer_early(&mut planned))
-                .and_then(|()| self.sync_group(bytes.len())),
-        };
-        if let Err(error) = written {
+        let empty = bytes.is_empty();
+        let written = if empty { Ok(()) } else { self.write_only(&bytes) };
+        let written = written.inspect(|()| answer_early(&mut planned));
+        if let Err(error) = written.and_then(|()| if empty { Ok(()) } else { self.sync_group(bytes.len()) }) {
             self.shared.fail(&error);
             for plan in planned {
                 let _ = plan.request.reply.send(self.shared.check_alive().map(|()| Outcome::default()));
