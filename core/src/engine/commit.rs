@@ -98,6 +98,8 @@ impl Committer {
         if refuses {
             let shared = Arc::clone(&self.shared);
             shared.refuse_records(|transaction| drop(self.transactions.remove(&transaction)));
+            // It may rest though a checkpoint would make room in the commit log.
+            shared.wake_writer(true);
         }
         if self.shared.queue.is_empty() {
             return Ok(Turn::Idle);
