@@ -10,7 +10,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -71,6 +71,9 @@ impl Chore for Removal {
     }
 
     fn step(&mut self, shared: &Arc<Shared>) -> Result<Progress> {
+        if shared.pins.load(Ordering::Acquire) > 0 {
+            return Ok(Progress::Done);
+        }
         let Some(leftover) = lock(&shared.removable).pop() else { return Ok(Progress::Done) };
         if let Err(error) = leftover.remove(&*shared.storage) {
             let error = Error::from(error).context(format!("remove {}", leftover.path().display()));

@@ -24,6 +24,7 @@
 //!
 //! This level speaks batches. What speaks records, and may one day be another machine's log, is [`crate::log::Log`].
 
+mod backup;
 mod books;
 mod catalog;
 mod checkpoint;
@@ -64,6 +65,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+pub use backup::BackupReport;
 pub(crate) use books::{Books, Places};
 pub use catalog::{Entry, Table};
 pub use commit::Turn;
@@ -742,6 +744,7 @@ fn new_shared(
         rooms: AtomicU64::new(0),
         doomed: Mutex::default(),
         removable: Mutex::default(),
+        pins: Default::default(),
         disk_full: Default::default(),
         bell: Bell::default(),
         failure: OnceLock::new(),

@@ -120,6 +120,8 @@ pub(super) struct Shared {
     pub(super) doomed: Mutex<Vec<Doomed>>,
     /// What no durable manifest lists: housekeeping removes it.
     pub(super) removable: Mutex<Vec<Doomed>>,
+    /// While it is not 0, none of these goes.
+    pub(super) pins: AtomicUsize,
     /// What a full disk hinders: bits of `full_disk::Hindered`.
     pub(super) disk_full: AtomicU32,
     /// Wakes the housekeeper, and keeps what it has to tell.
@@ -131,6 +133,12 @@ pub(super) struct Shared {
     /// Whether all files that a crash left are known, and named.
     pub(super) leftovers_known: AtomicBool,
     pub(super) groups: crate::group::Registry,
+}
+
+/// Where a partition's segments are. The id in the name keeps a topic that is made again apart from what is left of the old
+/// one.
+pub(super) fn partition_folder(data_dir: &Path, id: PartitionId, topic: &str, number: usize) -> PathBuf {
+    data_dir.join("topics").join(format!("{:08}", id.0)).join(format!("{topic}-{number}"))
 }
 
 /// A lock whose holder panicked protects plain data that each critical section leaves whole.
@@ -236,8 +244,7 @@ impl Shared {
     }
 
     fn add_partition(&self, topic: &str, number: usize, id: PartitionId, config: &Arc<TopicConfig>) {
-        // The id in the folder's name keeps a topic that is made again apart from what is left of the old one.
-        let folder = self.data_dir.join("topics").join(format!("{:08}", id.0)).join(format!("{topic}-{number}"));
+        let folder = partition_folder(&self.data_dir, id, topic, number);
         let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
         let make = || Arc::new(Partition::new(id, format!("{topic}[{number}]"), folder));
         partitions.entry(id).or_insert_with(make).set_config(Arc::clone(config));

@@ -85,9 +85,13 @@ pub struct Stepped {
 
 impl Stepped {
     pub fn open(disk: &SimDisk, config: Config, clock: &SimClock) -> Result<Self> {
+        Self::open_at(Path::new(DIR), disk, config, clock)
+    }
+
+    pub fn open_at(dir: &Path, disk: &SimDisk, config: Config, clock: &SimClock) -> Result<Self> {
         let storage: Arc<dyn Storage> = Arc::new(disk.clone());
         let clock: Arc<dyn Clock> = Arc::new(clock.clone());
-        let (engine, stepper) = Engine::open_stepped(Path::new(DIR), config, storage, clock)?;
+        let (engine, stepper) = Engine::open_stepped(dir, config, storage, clock)?;
         Ok(Self { engine, stepper })
     }
 

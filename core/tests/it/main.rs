@@ -1,11 +1,13 @@
 //! The engine against a disk that crashes, lies and rots; against real threads; and against a plain `Vec`. The seam: its
 //! contract.
 
+mod backup;
 mod compact;
 mod contract;
 mod crash;
 mod damage;
 mod durability;
+mod fixtures;
 mod groups;
 mod harness;
 mod housekeeping;

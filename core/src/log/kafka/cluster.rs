@@ -27,7 +27,7 @@ use rdkafka::{
 pub(super) const REQUEST_TIME: Duration = Duration::from_secs(30);
 
 /// How long a partition may be without a leader: a new topic's for a moment, others while brokers change.
-const LEADER_TIME: Duration = Duration::from_secs(10);
+pub(super) const LEADER_TIME: Duration = Duration::from_secs(10);
 
 /// How often clients that nobody polls are asked for what they put aside.
 const TEND: Duration = Duration::from_secs(1);
@@ -234,7 +234,7 @@ fn tend(admin: &Arc<AdminClient<Context>>, consumers: [&Arc<Consumes>; 2]) -> Re
 }
 
 /// The partition is there, but not where librdkafka thought; it has asked anew.
-fn leader_moves(error: &KafkaError) -> bool {
+pub(super) fn leader_moves(error: &KafkaError) -> bool {
     use rdkafka::types::RDKafkaErrorCode as Code;
     let moves = [
         Code::NotLeaderForPartition,
