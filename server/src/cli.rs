@@ -59,6 +59,9 @@ pub enum Command {
     Start(Start),
     /// A small shop: kept in step, added up by a stream job, shown live
     Demo(Demo),
+    /// Groups: how far they have read, where they go on
+    #[command(subcommand)]
+    Group(Group),
     /// Examine a log's files at rest
     #[command(subcommand)]
     Log(Log),
@@ -294,6 +297,60 @@ fn setting(text: &str) -> Result<(String, String), String> {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum Group {
+    /// All groups that have members or offsets
+    List {
+        /// How to print the list
+        #[arg(short, long, default_value = "table")]
+        output: StatusOutput,
+        #[command(flatten)]
+        log: Target,
+    },
+    /// One group: its members, its offsets, how much and how long it is behind
+    Describe {
+        /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: String,
+        /// How to print it
+        #[arg(short, long, default_value = "table")]
+        output: StatusOutput,
+        #[command(flatten)]
+        log: Target,
+    },
+    /// Set where a group without members goes on in a topic
+    Reset {
+        /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: String,
+        /// The topic
+        #[arg(long)]
+        topic: String,
+        /// Only this partition; may be given several times
+        #[arg(long = "partition", value_name = "NUMBER")]
+        partitions: Vec<u32>,
+        /// earliest, latest, an offset, +N or -N from what is committed, or a time: 2026-11-22T09:30:00Z, -15m
+        #[arg(long, allow_hyphen_values = true)]
+        to: String,
+        /// Print what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// How to print it
+        #[arg(short, long, default_value = "table")]
+        output: StatusOutput,
+        #[command(flatten)]
+        log: Target,
+    },
+    /// Forget a group without members, and its offsets
+    Delete {
+        /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: String,
+        #[command(flatten)]
+        log: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub enum Log {
     /// Read all that a log holds and check every batch; changes nothing
     Verify {
@@ -302,6 +359,13 @@ pub enum Log {
         output: StatusOutput,
         #[command(flatten)]
         log: Owned,
+    },
+    /// Copy a log into a folder while it goes on; the copy is a log itself
+    Backup {
+        /// A folder that is not there, or empty; with --server on the server's machine
+        to: PathBuf,
+        #[command(flatten)]
+        log: Target,
     },
     /// Print what a file of a data directory says: superblock, manifest, commit log, segment, index
     Dump {
@@ -337,8 +401,8 @@ pub struct Consume {
     /// The topic
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub topic: String,
-    /// Where to begin: start, end, or an offset of every partition
-    #[arg(long, default_value = "start")]
+    /// Where to begin: start, end, an offset of every partition, or a time: 2026-11-22T09:30:00Z, -15m, @MILLISECONDS
+    #[arg(long, default_value = "start", allow_hyphen_values = true)]
     pub from: String,
     /// End after this many records
     #[arg(short = 'n', long, value_name = "N")]

@@ -14,11 +14,17 @@
 //! | `POST /v1/syncs` | applies the syncs of a file (`{"file", "text", "syncs", "recopy", "replace"}`): the server keeps and runs them |
 //! | `DELETE /v1/syncs/{name}` | stops one and removes what it made but the target's tables; `?force=true` |
 //! | `POST /v1/syncs/{name}/retry`, `POST /v1/syncs/{name}/skip` | tries parked rows again; gives one up (`{"key"}`) |
+//! | `GET /v1/groups`, `GET /v1/groups/{name}`, `DELETE /v1/groups/{name}` | groups; one with its offsets and how late it is; forgets one |
+//! | `POST /v1/groups/{name}/reset` | sets its offsets of a topic (`{"topic", "partitions", "to", "dry_run"}`) |
+//! | `POST /v1/backup` | copies the log, while it goes on, into a folder of the server's machine (`{"to"}`) |
 //! | `POST /v1/sql` | runs `{"query", "format"}`, or a text/plain body, and streams the answer in that format, or `?format=` |
 //!
 //! For users it is told in docs/HTTP.md. An error is `{"error": {"kind", "message"}}`; one that comes when the answer has begun is in the trailers
 //! `tidemill-error` and `tidemill-error-kind`.
 
+mod backup;
+mod groups;
+mod moment;
 mod records;
 mod sql;
 mod syncs;
@@ -86,6 +92,10 @@ pub fn router(state: State) -> Router {
         .route("/v1/syncs/{name}", delete(syncs::remove))
         .route("/v1/syncs/{name}/retry", post(syncs::retry))
         .route("/v1/syncs/{name}/skip", post(syncs::skip))
+        .route("/v1/groups", get(groups::list))
+        .route("/v1/groups/{name}", get(groups::show).delete(groups::remove))
+        .route("/v1/groups/{name}/reset", post(groups::reset))
+        .route("/v1/backup", post(backup::make))
         .route("/v1/sql", post(sql::query))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)

@@ -21,12 +21,12 @@ use serde_json::{Value as JsonValue, json};
 use tidemill_core::{
     Error, ErrorKind,
     log::{Bounds, FetchOptions, Session, Topic},
-    record::{FetchedRecord, Record},
+    record::{FetchedRecord, Record, Timestamp},
     suggest::nearest,
     topic::{INTERNAL_PREFIX, TopicPartition, partition_of},
 };
 
-use super::{ApiError, State, streamed, unread};
+use super::{ApiError, State, moment, streamed, unread};
 
 /// How long one fetch waits for records before it looks whether its reader is still there.
 const FOLLOW_WAIT: Duration = Duration::from_millis(500);
@@ -98,9 +98,14 @@ pub async fn fetch(
     let partitions: Vec<_> = (0..topic.partitions).map(|n| TopicPartition::new(&name, n)).collect();
     let bounds = session.bounds(&partitions).await?;
     let from = wanted.from.as_deref().unwrap_or("start");
+    let now = state.log.engine().clock().now();
+    let moment = moment::is_moment(from).then(|| moment::parse(from, now.0)).transpose()?.map(Timestamp);
     let mut lanes = Vec::new();
     for (partition, bounds) in partitions.into_iter().zip(bounds) {
-        let next = begin(from, &bounds)?;
+        let next = match moment {
+            None => begin(from, &bounds)?,
+            Some(moment) => session.offset_at_time(&partition, moment).await?.unwrap_or(bounds.durable_offset),
+        };
         lanes.push(Lane { partition, next, end: (!wanted.follow).then_some(bounds.durable_offset) });
     }
     let reader = Reader { session, lanes, turn: 0, left: wanted.limit.unwrap_or(u64::MAX) };
@@ -132,8 +137,9 @@ fn begin(from: &str, bounds: &Bounds) -> Result<i64, Error> {
         "start" => Ok(bounds.log_start_offset),
         "end" => Ok(bounds.durable_offset),
         text => {
-            let offset: i64 =
-                text.parse().map_err(|_| Error::invalid(format!("from={text:?} is not start, end or an offset")))?;
+            let offset: i64 = text
+                .parse()
+                .map_err(|_| Error::invalid(format!("from={text:?} is not start, end, an offset or a time")))?;
             Ok(offset.clamp(bounds.log_start_offset, bounds.durable_offset))
         }
     }

@@ -2,7 +2,9 @@
 
 use std::{path::Path, process::ExitCode, sync::Arc};
 
+use axum::http::Method;
 use serde_json::json;
+use tidemill_connect::command::shell_word;
 use tidemill_core::{
     clock::SystemClock,
     engine::{
@@ -12,14 +14,15 @@ use tidemill_core::{
     storage::OsStorage,
 };
 
-use super::{count, print_bytes};
+use super::{count, print_bytes, reach_existing};
 use crate::{
-    cli::{Log, StatusOutput},
+    cli::{Log, StatusOutput, Target},
     node::{lock, require_log},
 };
 
-pub fn run(command: Log) -> anyhow::Result<ExitCode> {
+pub async fn run(command: Log) -> anyhow::Result<ExitCode> {
     match command {
+        Log::Backup { to, log } => backup(&to, &log).await,
         Log::Verify { output, log } => verify(&log.data_dir, output),
         Log::Dump { file, records } => {
             let mut out = Vec::new();
@@ -30,6 +33,24 @@ pub fn run(command: Log) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+async fn backup(to: &Path, log: &Target) -> anyhow::Result<ExitCode> {
+    // A server's folders are not those of this machine.
+    let to = if log.server.is_some() { to.to_path_buf() } else { std::path::absolute(to)? };
+    let client = reach_existing(log, "log backup").await?;
+    let made = client.call(Method::POST, "/v1/backup", Some(json!({ "to": to }))).await;
+    client.close().await?;
+    let made = made?;
+    say!(
+        "{} holds all up to LSN {}: {} segments, {} bytes",
+        to.display(),
+        made["lsn"],
+        made["segments"],
+        made["bytes"]
+    );
+    say!("it is a log: tidemill log verify --data-dir {}", shell_word(&to.display().to_string()));
+    Ok(ExitCode::SUCCESS)
 }
 
 fn verify(data_dir: &Path, output: StatusOutput) -> anyhow::Result<ExitCode> {

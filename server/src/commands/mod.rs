@@ -10,6 +10,7 @@ mod consume;
 mod demo;
 mod disk;
 mod doctor;
+mod group;
 mod log;
 mod pattern;
 mod produce;
@@ -45,7 +46,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Consume(consume) => consume::run(consume).await,
         Command::Start(start) => start::run(start).await,
         Command::Demo(demo) => demo::run(demo).await,
-        Command::Log(log) => log::run(log),
+        Command::Group(group) => group::run(group).await,
+        Command::Log(log) => log::run(log).await,
         Command::Doctor(doctor) => doctor::run(&doctor),
         Command::Bench(Bench::Log { dir, partitions, seconds, record_bytes, batch_records }) => {
             bench::run(bench::Plan { dir, partitions, seconds, record_bytes, batch_records }).await

@@ -70,7 +70,7 @@ fn a_log_is_verified_and_its_files_are_dumped() {
     let json: serde_json::Value = serde_json::from_str(&run(&["log", "verify", "-o", "json"]).ok()).unwrap();
     assert_eq!(json["sound"], true);
     // Every file of the data directory says something.
-    let files = folder.bash("find data -type f ! -name LOCK ! -name VERSION").ok();
+    let files = folder.bash("find data -type f ! -name LOCK ! -name VERSION ! -name reserve").ok();
     let mut kinds = std::collections::BTreeSet::new();
     for file in files.lines() {
         let text = folder.run(&["log", "dump", file]).ok();
@@ -115,4 +115,78 @@ fn the_doctor_tells_what_the_disk_does() {
         !folder.path("to").exists() && std::fs::read_dir(folder.path("")).unwrap().next().is_none(),
         "it leaves nothing"
     );
+}
+
+#[test]
+fn a_served_log_is_copied_while_it_goes_on() {
+    let folder = Folder::new();
+    let mut owner = folder.start(&["start", "--listen", "127.0.0.1:0", "--data-dir", "data"]);
+    owner.wait_err("http://127.0.0.1:");
+    folder.run_with(&[&["produce", "notes"], &DATA[..]].concat(), "one\ntwo\n").ok();
+    let said = run(&folder, &["log", "backup", "copy"]).ok();
+    assert!(said.contains("it is a log: tidemill log verify --data-dir"), "{said}");
+    folder.run_with(&[&["produce", "notes"], &DATA[..]].concat(), "three\n").ok();
+    assert_eq!(folder.run(&["consume", "notes", "-e", "--data-dir", "copy"]).ok(), "one\ntwo\n");
+    run(&folder, &["log", "backup", "copy"]).fails(4, &["copy is not empty"]);
+    owner.stop("TERM");
+    assert!(folder.run(&["log", "verify", "--data-dir", "copy"]).ok().contains("sound"));
+    assert_eq!(folder.run(&["consume", "notes", "-e", "--data-dir", "copy"]).ok(), "one\ntwo\n");
+    run(&folder, &["log", "backup", "other"]).ok();
+    assert_eq!(folder.run(&["consume", "notes", "-e", "--data-dir", "other"]).ok(), "one\ntwo\nthree\n");
+    folder.run(&["log", "backup", "x", "--data-dir", "nowhere"]).fails(3, &["no log in nowhere"]);
+}
+
+#[test]
+fn records_are_read_from_a_time_on() {
+    let folder = Folder::new();
+    for line in ["one\n", "two\n"] {
+        folder.run_with(&[&["produce", "notes"], &DATA[..]].concat(), line).ok();
+    }
+    let consume =
+        |from: &str, rest: &[&str]| run(&folder, &[&["consume", "notes", "-e", "--from", from], rest].concat());
+    let times = consume("start", &["-f", "%T\n"]).ok();
+    let times: Vec<i64> = times.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(times[0] < times[1], "{times:?}");
+    assert_eq!(consume(&format!("@{}", times[1]), &[]).ok(), "two\n");
+    assert_eq!(consume(&format!("@{}", times[0]), &[]).ok(), "one\ntwo\n");
+    assert_eq!(consume(&format!("@{}", times[1] + 1), &[]).ok(), "");
+    assert_eq!(consume("-1h", &[]).ok(), "one\ntwo\n");
+    assert_eq!(consume("2020-01-01T00:00:00Z", &[]).ok(), "one\ntwo\n");
+    assert_eq!(consume("2120-01-01", &[]).ok(), "");
+    consume("-1w", &[]).fails(2, &["-1w", "no moment", "-15m"]);
+}
+
+#[test]
+fn a_groups_offsets_are_set_shown_and_forgotten() {
+    let folder = Folder::new();
+    let run = |args: &[&str]| run(&folder, args);
+    folder.run_with(&[&["produce", "notes"], &DATA[..]].concat(), "one\ntwo\nthree\n").ok();
+    assert_eq!(run(&["group", "list"]).ok().lines().count(), 1, "none");
+    run(&["group", "describe", "readers"]).fails(3, &["readers"]);
+    let reset =
+        |to: &str, rest: &[&str]| run(&[&["group", "reset", "readers", "--topic", "notes", "--to", to], rest].concat());
+    let tried = reset("2", &["--dry-run"]);
+    assert!(tried.out.contains("notes") && tried.err.contains("nothing was changed"), "{tried:#?}");
+    run(&["group", "describe", "readers"]).fails(3, &["readers"]);
+    reset("2", &[]).ok();
+    let shown: serde_json::Value =
+        serde_json::from_str(&run(&["group", "describe", "readers", "-o", "json"]).ok()).unwrap();
+    let offset = &shown["offsets"][0];
+    assert_eq!(
+        (&offset["offset"], &offset["lag"], &offset["log_end_offset"]),
+        (&2.into(), &1.into(), &3.into()),
+        "{shown}"
+    );
+    assert!(offset["lag_seconds"].as_f64().unwrap() >= 0.0);
+    assert!(reset("-1", &[]).ok().contains("notes"));
+    let table = run(&["group", "describe", "readers"]).ok();
+    let row = table.lines().map(str::trim).find(|line| line.starts_with("notes")).unwrap();
+    assert_eq!(row.split_whitespace().take(5).collect::<Vec<_>>(), ["notes", "0", "1", "3", "2"], "{table}");
+    assert!(reset("latest", &["-o", "json"]).ok().contains("\"to\": 3"));
+    assert!(reset("-1h", &["-o", "json"]).ok().contains("\"to\": 0"));
+    reset("middle", &[]).fails(2, &["middle", "earliest, latest"]);
+    run(&["group", "reset", "readers", "--topic", "note", "--to", "0"]).fails(3, &["the nearest is notes"]);
+    assert!(run(&["group", "list"]).ok().contains("readers"));
+    run(&["group", "delete", "readers"]).ok();
+    run(&["group", "delete", "readers"]).fails(3, &["readers"]);
 }
