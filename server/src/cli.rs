@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use tidemill_core::{Error, ErrorKind};
 
 /// Address of the HTTP API unless another is asked for.
 pub const HTTP_DEFAULT: &str = "127.0.0.1:7600";
@@ -31,6 +32,15 @@ pub struct Target {
     /// Ask a server instead, for example http://127.0.0.1:7600
     #[arg(long, env = "TIDEMILL__SERVER", global = true, conflicts_with = "data_dir")]
     pub server: Option<String>,
+    /// The log by its URL: file:PATH is the folder PATH; kafka://HOST:PORT[,HOST:PORT...] is for `sync run` and `sync rm`
+    #[arg(long = "log", value_name = "URL", global = true, conflicts_with_all = ["data_dir", "server"])]
+    pub url: Option<String>,
+}
+
+impl Target {
+    fn place(&mut self, refused: Option<&str>) -> Result<(), Error> {
+        place(&mut self.url, &mut self.data_dir, refused)
+    }
 }
 
 /// A log that the command must own.
@@ -39,6 +49,38 @@ pub struct Owned {
     /// Folder of the log; made where it does not exist
     #[arg(long, env = "TIDEMILL__DATA_DIR", default_value = DATA_DIR_DEFAULT)]
     pub data_dir: PathBuf,
+    /// The log by its URL: file:PATH is the folder PATH; kafka://HOST:PORT[,HOST:PORT...] is a cluster, for `sync run`
+    #[arg(long = "log", value_name = "URL", conflicts_with = "data_dir")]
+    pub url: Option<String>,
+}
+
+impl Owned {
+    fn place(&mut self, refused: Option<&str>) -> Result<(), Error> {
+        place(&mut self.url, &mut self.data_dir, refused)
+    }
+}
+
+/// Takes a log's URL: one of a folder becomes the folder, one of a cluster stays where the command can do with it. A URL
+/// is not repeated in errors: it may hold a password.
+fn place(url: &mut Option<String>, data_dir: &mut PathBuf, refused: Option<&str>) -> Result<(), Error> {
+    let Some(given) = url.as_deref() else { return Ok(()) };
+    if given.starts_with("kafka://") {
+        return match refused {
+            None => Ok(()),
+            Some(command) => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "tidemill {command} does not work over kafka:// yet; tidemill sync run and tidemill sync rm do"
+                ),
+            )),
+        };
+    }
+    let path = given.strip_prefix("file:").map(|path| path.strip_prefix("//").unwrap_or(path));
+    let path = path.filter(|path| !path.is_empty() && (path.starts_with('/') || !given.starts_with("file://")));
+    let path = path.ok_or_else(|| Error::invalid("--log takes file:PATH or kafka://HOST:PORT[,HOST:PORT...]"))?;
+    *data_dir = PathBuf::from(path);
+    *url = None;
+    Ok(())
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,6 +112,39 @@ pub enum Command {
     /// Measure the log on this machine
     #[command(subcommand)]
     Bench(Bench),
+}
+
+impl Command {
+    /// Takes the URL of a log where one is given.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no URL of a log; `Unsupported` where the command does not work over such a log.
+    pub fn place(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Sync(sync) => match sync {
+                Sync::Run { log, .. } => log.place(None),
+                Sync::Rm { log, .. } => log.place(None),
+                Sync::Apply { log, .. } => log.place(Some("sync apply")),
+                Sync::Status { log, .. } => log.place(Some("sync status")),
+                Sync::Retry { log, .. } => log.place(Some("sync retry")),
+                Sync::Skip { log, .. } => log.place(Some("sync skip")),
+                Sync::Check { .. } | Sync::Plan { .. } | Sync::Verify { .. } | Sync::Release { .. } => Ok(()),
+            },
+            Self::Sql(sql) => sql.log.place(Some("sql")),
+            Self::Topic(
+                Topic::List { log, .. }
+                | Topic::Create { log, .. }
+                | Topic::Config { log, .. }
+                | Topic::Grow { log, .. }
+                | Topic::Delete { log, .. },
+            ) => log.place(Some("topic")),
+            Self::Log(Log::Verify { log, .. }) => log.place(Some("log verify")),
+            Self::Produce(produce) => produce.log.place(Some("produce")),
+            Self::Consume(consume) => consume.log.place(Some("consume")),
+            Self::Start(start) => start.log.place(Some("start")),
+            Self::Log(Log::Dump { .. }) | Self::Doctor(_) | Self::Demo(_) | Self::Bench(_) => Ok(()),
+        }
+    }
 }
 
 /// The syncs that a command is about.
@@ -470,4 +545,59 @@ pub enum Bench {
         #[arg(long, default_value_t = 64)]
         batch_records: usize,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed(args: &[&str]) -> Result<Command, Error> {
+        let args = ["tidemill"].iter().chain(args);
+        let mut command = Cli::try_parse_from(args).expect("a command line").command;
+        command.place().map(|()| command)
+    }
+
+    #[test]
+    fn a_log_is_named_by_its_url() {
+        for (url, folder) in
+            [("file:./data", "./data"), ("file:data", "data"), ("file:///a/b", "/a/b"), ("file:/a", "/a")]
+        {
+            let Command::Start(start) = placed(&["start", "--log", url]).expect(url) else { panic!("start") };
+            assert_eq!((start.log.data_dir, start.log.url), (PathBuf::from(folder), None));
+            let Command::Sql(sql) = placed(&["sql", "select 1", "--log", url]).expect(url) else { panic!("sql") };
+            assert_eq!(sql.log.data_dir, PathBuf::from(folder));
+        }
+        let url = "kafka://a:1,b:2";
+        let Command::Sync(Sync::Run { log, .. }) = placed(&["sync", "run", "f", "--log", url]).expect(url) else {
+            panic!("sync run")
+        };
+        assert_eq!(log.url.as_deref(), Some(url));
+        for bad in ["data", "file:", "file://", "file://host/a", "https://me:secret@h", "kafka:h:1"] {
+            let error = placed(&["sync", "run", "f", "--log", bad]).expect_err(bad);
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{bad}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+        let twice = ["tidemill", "sql", "--log", "file:a", "--data-dir", "b"];
+        assert!(Cli::try_parse_from(twice).is_err(), "two logs");
+    }
+
+    #[test]
+    fn what_does_not_work_over_kafka_says_so() {
+        for (args, name) in [
+            (&["sql", "select 1"][..], "sql"),
+            (&["topic", "list"], "topic"),
+            (&["produce", "t"], "produce"),
+            (&["consume", "t"], "consume"),
+            (&["start"], "start"),
+            (&["sync", "apply", "f"], "sync apply"),
+            (&["sync", "status"], "sync status"),
+            (&["sync", "retry", "f"], "sync retry"),
+            (&["sync", "skip", "f", "k"], "sync skip"),
+        ] {
+            let error = placed(&[args, &["--log", "kafka://me:secret@h:1"]].concat()).expect_err(name);
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().starts_with(&format!("tidemill {name} does not work over kafka://")), "{error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
 }

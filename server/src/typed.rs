@@ -8,7 +8,7 @@ use std::path::Path;
 use tidemill_connect::command::shell_word;
 use tidemill_core::Error;
 
-use crate::cli::Target;
+use crate::cli::{Owned, Target};
 
 const SYNC: &str = "tidemill sync ";
 const START: &str = "tidemill start";
@@ -40,16 +40,22 @@ pub struct Typed {
 impl Typed {
     /// On a command line that names the log like this.
     pub fn by(target: &Target) -> Self {
-        let log = match &target.server {
-            Some(server) => format!("--server {}", shell_word(server)),
-            None => format!("--data-dir {}", shell_word(&target.data_dir.to_string_lossy())),
+        let log = match (&target.url, &target.server) {
+            (Some(url), _) => format!("--log {}", shell_word(url)),
+            (None, Some(server)) => format!("--server {}", shell_word(server)),
+            (None, None) => format!("--data-dir {}", shell_word(&target.data_dir.to_string_lossy())),
         };
         Self { file: None, log, served: false }
     }
 
+    /// Of a log that the command owns, or takes its turn on.
+    pub fn of(log: &Owned) -> Self {
+        Self::by(&Target { data_dir: log.data_dir.clone(), server: None, url: log.url.clone() })
+    }
+
     /// Of a log in this folder.
     pub fn of_folder(data_dir: &Path) -> Self {
-        Self::by(&Target { data_dir: data_dir.to_owned(), server: None })
+        Self::by(&Target { data_dir: data_dir.to_owned(), server: None, url: None })
     }
 
     /// Of a log that is not known: what a command would take by itself may be another one.
@@ -116,7 +122,7 @@ impl Typed {
         } else if verb != "status" {
             return None;
         }
-        for option in [" --data-dir ", " --server "] {
+        for option in [" --data-dir ", " --server ", " --log "] {
             if let Some(after) = text[length..].strip_prefix(option) {
                 length += option.len() + word_length(after);
             }
@@ -156,7 +162,7 @@ mod tests {
     use super::*;
 
     fn target(server: Option<&str>) -> Target {
-        Target { data_dir: "my log".into(), server: server.map(str::to_owned) }
+        Target { data_dir: "my log".into(), server: server.map(str::to_owned), url: None }
     }
 
     #[test]

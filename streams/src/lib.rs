@@ -1,8 +1,8 @@
 //! Stream jobs in Rust over a log: topics in, topics out, exactly once.
 //!
 //! A [`Job`] reads topics as typed streams, filters and maps them, groups them by key and window, and writes the results to
-//! topics. [`Job::run`] runs it over any [`Log`](tidemill_core::log::Log); [`Driver`] runs it in a test, with a clock set by
-//! hand and crashes on demand.
+//! topics. [`Job::run`] runs it over any [`Log`](tidemill_core::log::Log); [`Job::run_in_turn`] in one of several processes,
+//! where the log has leases; [`Driver`] runs it in a test, with a clock set by hand and crashes on demand.
 //!
 //! | module | what it is |
 //! |---|---|

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`file`] | reads the file, names what is wrong with it |
 //! | [`run`] | runs a sync: source into topics, topics into target |
+//! | [`turns`] | runs a sync in one of several worker processes |
 //! | [`recopy`] | which tables are meant to be copied anew |
 //! | `reconcile` | keeps a copy that is made again from writing what the log already has |
 //! | `schemas` | the shapes of topics: found, made, evolved |
@@ -44,6 +45,7 @@ mod rounds;
 pub mod run;
 mod schemas;
 pub mod status;
+pub mod turns;
 pub mod verify;
 
 pub use crate::converter::topic_of;

@@ -91,6 +91,10 @@ pub trait Observer: Send + Sync {
     fn waiting(&self, side: Side, error: &Error);
     /// The side is there again, after this time.
     fn back(&self, _side: Side, _away: Duration) {}
+    /// Another process runs the sync; this one takes it up when that goes.
+    fn stands_by(&self) {}
+    /// The log failed it for a moment: it begins again where it was.
+    fn begins_again(&self, _error: &Error) {}
     /// Rows that the target refuses; all of them, whenever that changes.
     fn parked(&self, _keys: &[ParkedKey]) {}
 }

@@ -24,4 +24,6 @@ mod sinks_servers;
 mod sinks_types;
 mod support;
 mod traps;
+#[cfg(feature = "kafka")]
+mod turns;
 mod worker;

@@ -22,6 +22,7 @@ mod gate;
 mod kafka;
 mod local_member;
 mod member;
+mod turn;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -33,6 +34,7 @@ pub use gate::{Action, AllowAll, Caller, Gate};
 #[cfg(feature = "kafka")]
 pub use kafka::Kafka;
 pub use member::{Assignor, Change, GroupOffset, Lease, MAX_OFFSET_METADATA, MAX_SLOTS, Member, MemberOptions};
+pub use turn::{Held, Turn};
 
 use crate::{
     Result,

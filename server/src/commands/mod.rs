@@ -37,7 +37,8 @@ use crate::{
 /// Signals that come this soon after the first are the same wish: a terminal and a supervisor may both send one.
 const SAME_WISH: Duration = Duration::from_secs(1);
 
-pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+pub async fn run(mut cli: Cli) -> anyhow::Result<ExitCode> {
+    cli.command.place()?;
     match cli.command {
         Command::Sync(sync) => sync::run(sync).await,
         Command::Sql(sql) => sql::run(sql).await,

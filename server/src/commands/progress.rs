@@ -219,6 +219,20 @@ impl Observer for SyncProgress {
         }
     }
 
+    fn stands_by(&self) {
+        let shown = &self.shown;
+        shown.bar.finish_and_clear();
+        // When it is taken up, that it is in step is news again.
+        shown.following.store(false, Ordering::Relaxed);
+        shown.line(&format!("{}: another process runs it, this one stands by", shown.name()));
+    }
+
+    fn begins_again(&self, error: &Error) {
+        let shown = &self.shown;
+        shown.following.store(false, Ordering::Relaxed);
+        shown.line(&format!("{}: begins again: {error}", shown.name()));
+    }
+
     fn parked(&self, keys: &[ParkedKey]) {
         let shown = &self.shown;
         let before = shown.parked.swap(keys.len(), Ordering::Relaxed);

@@ -11,6 +11,7 @@ mod ledger;
 mod lifecycle;
 mod log_tools;
 mod one_owner;
+mod over_kafka;
 mod pairs;
 mod readme;
 mod rounds;

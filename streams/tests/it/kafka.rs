@@ -30,7 +30,7 @@ async fn broker() -> Option<Broker> {
 async fn a_job_dropped_at_any_moment_loses_and_doubles_nothing() {
     let Some(broker) = broker().await else { return };
     let bench = Bench::of_cluster(&broker.url(), &topics()).await;
-    let mut producer = Producer::new(5, SPEC.delay);
+    let mut producer = Producer::after_1970(5, SPEC.delay);
     let mut rng = Rng(6);
     for _ in 0..5 {
         let (_control, receiver) = tokio::sync::watch::channel(Control::Run);
@@ -75,7 +75,7 @@ async fn results(bench: &Bench) -> usize {
 async fn a_worker_that_is_killed_is_followed_by_another() {
     let Some(broker) = broker().await else { return };
     let bench = Bench::of_cluster(&broker.url(), &topics()).await;
-    let mut producer = Producer::new(9, SPEC.delay);
+    let mut producer = Producer::after_1970(9, SPEC.delay);
     let mut worker = start_worker(&broker.url());
     let mut killed = Instant::now();
     for round in 0..3 {

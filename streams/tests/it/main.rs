@@ -17,5 +17,7 @@ mod runtime;
 #[path = "../../../connect/tests/it/servers/mod.rs"]
 mod servers;
 mod speed;
+#[cfg(feature = "kafka")]
+mod turns;
 mod views;
 mod watermarks;

@@ -45,6 +45,12 @@ impl Producer {
         Self { rng: Rng(seed), clocks: [-1000; 3], disorder, rows: Vec::new() }
     }
 
+    /// With times that a cluster takes: it knows none before 1970.
+    #[cfg(feature = "kafka")]
+    pub fn after_1970(seed: u64, disorder: u64) -> Self {
+        Self { clocks: [1_000_000; 3], ..Self::new(seed, disorder) }
+    }
+
     pub async fn push(&mut self, bench: &Bench, rows: usize) {
         for _ in 0..rows {
             let partition = self.rng.below(3) as usize;

@@ -19,17 +19,23 @@ use tidemill_connect::{
         recopy::resolve_recopy,
         release::release,
         remove::{remove, remove_capture},
-        run::{RunOptions, run as run_sync},
+        run::{Observer, RunOptions},
+        turns::alone,
     },
 };
-use tidemill_core::Error;
+use tidemill_core::{
+    Error,
+    log::{Caller, Log},
+};
 
 mod check;
+mod over;
 mod plans;
 mod served;
 mod status;
 mod verify;
 
+use self::over::{Over, cluster};
 use super::{progress::Progress, reach_existing, stop_signal};
 use crate::{
     cli::{DATA_DIR_DEFAULT, Owned, Sync, SyncFile, Target},
@@ -45,12 +51,11 @@ pub async fn run(command: Sync) -> anyhow::Result<ExitCode> {
 
 /// How the commands are typed that the errors of a command name.
 fn typed(command: &Sync) -> Typed {
-    let data_dir = |log: &Owned| Typed::of_folder(&log.data_dir);
     let known = |data_dir: &Option<PathBuf>| {
         data_dir.clone().or_else(log_here).map_or_else(Typed::of_unknown, |data_dir| Typed::of_folder(&data_dir))
     };
     match command {
-        Sync::Run { file, log, .. } => data_dir(log).file(&file.path),
+        Sync::Run { file, log, .. } => Typed::of(log).file(&file.path),
         Sync::Check { file, data_dir } | Sync::Verify { file, data_dir, .. } | Sync::Release { file, data_dir, .. } => {
             known(data_dir).file(&file.path)
         }
@@ -118,6 +123,10 @@ fn find_passwords(specs: &[SyncSpec]) -> anyhow::Result<()> {
 async fn follow(file: &SyncFile, options: RunOptions, log: &Owned) -> anyhow::Result<ExitCode> {
     let (specs, replace) = (read_and_find_passwords(file)?, options.replace);
     let mut stop = stop_signal()?;
+    if let Some(url) = &log.url {
+        let result = run_specs(&Over::Cluster(&*cluster(url).await?), &specs, &options, &stop, log).await;
+        return told_end(result?, *stop.borrow() && !options.once);
+    }
     let node = match Node::open(&log.data_dir, &format!("sync run {}", file.path.display())).await? {
         Ok(node) => node,
         Err(owner) if owner.is_server() && !options.once => {
@@ -131,12 +140,15 @@ async fn follow(file: &SyncFile, options: RunOptions, log: &Owned) -> anyhow::Re
         }
         Err(owner) => return Err(owner.refusal(&log.data_dir).into()),
     };
-    let result = run_specs(&node, &specs, &options, &stop, log).await;
+    let result = run_specs(&Over::Node(&node), &specs, &options, &stop, log).await;
     let stopped = *stop.borrow_and_update();
     // Whatever happened, the log is closed in order first.
     node.close().await?;
-    let failed = result?;
-    if stopped && !options.once && failed.is_none() {
+    told_end(result?, stopped && !options.once)
+}
+
+fn told_end(failed: Option<ExitCode>, stopped: bool) -> anyhow::Result<ExitCode> {
+    if stopped && failed.is_none() {
         eprintln!("stopped; start the same command again to go on");
     }
     Ok(failed.unwrap_or(ExitCode::SUCCESS))
@@ -144,18 +156,18 @@ async fn follow(file: &SyncFile, options: RunOptions, log: &Owned) -> anyhow::Re
 
 /// Runs all syncs of a file to their end. One that fails is told at once, and the others go on; the code of the first.
 async fn run_specs(
-    node: &Node,
+    over: &Over<'_>,
     specs: &[SyncSpec],
     options: &RunOptions,
     stop: &tokio::sync::watch::Receiver<bool>,
     log: &Owned,
 ) -> anyhow::Result<Option<ExitCode>> {
-    let recopy = resolve_recopy(&*node.session("sync run").await?, specs, &options.recopy).await?;
+    let recopy = resolve_recopy(&*over.session("sync run").await?, specs, &options.recopy).await?;
     let options = &RunOptions { recopy, ..options.clone() };
     // Syncs that begin at one moment do not see each other in the log.
     let refused = match options.once {
         true => BTreeMap::new(),
-        false => refused_beside(specs, &Known::of(&*node.session("sync run").await?).await?).await,
+        false => refused_beside(specs, &Known::of(&*over.session("sync run").await?).await?).await,
     };
     let refused = RefCell::new(refused);
     let progress = Progress::new(options.once);
@@ -168,16 +180,12 @@ async fn run_specs(
                 if let Some(refused) = refused {
                     return Err(refused.into());
                 }
-                let session = node.session(&format!("sync/{}", spec.name)).await?;
-                let clock = Arc::clone(node.engine().clock());
-                let (observer, control) = (Arc::clone(&shown), Arc::default());
-                node.syncs().register(spec, &control);
-                anyhow::Ok(run_sync(session, clock, spec, options, observer, control, stop).await?)
+                over.run(spec, options, Arc::clone(&shown) as Arc<dyn Observer>, stop).await
             };
             match run.await {
                 Ok(()) => shown.sum_up(),
                 Err(error) => {
-                    let error = Typed::of_folder(&log.data_dir).file(&spec.file).error(error);
+                    let error = Typed::of(log).file(&spec.file).error(error);
                     shown.fail(&error);
                     failed.borrow_mut().get_or_insert(exit::code(&error));
                 }
@@ -200,7 +208,7 @@ struct Told {
 impl Told {
     async fn of(data_dir: Option<&Path>) -> anyhow::Result<Self> {
         let Some(data_dir) = data_dir else { return Ok(Self::default()) };
-        let target = Target { data_dir: data_dir.to_owned(), server: None };
+        let target = Target { data_dir: data_dir.to_owned(), server: None, url: None };
         let client = reach_existing(&target, "sync check").await?;
         let asked = async {
             let known = serde_json::from_value(client.call(Method::GET, "/v1/known", None).await?)?;
@@ -221,6 +229,9 @@ async fn forget(file: &SyncFile, force: bool, log: &Target) -> anyhow::Result<Ex
     let specs = read(file)?;
     if log.server.is_some() {
         return served::remove(&specs, force, log).await;
+    }
+    if let Some(url) = &log.url {
+        return forget_over_cluster(&*cluster(url).await?, &specs, force, log).await;
     }
     if !has_log(&log.data_dir) {
         return forget_without_log(&specs, force, log).await;
@@ -248,6 +259,23 @@ async fn forget(file: &SyncFile, force: bool, log: &Target) -> anyhow::Result<Ex
     let result = result.await;
     node.close().await?;
     Ok(result?.unwrap_or(ExitCode::SUCCESS))
+}
+
+/// A sync that a process runs is not removed.
+async fn forget_over_cluster(
+    cluster: &dyn Log,
+    specs: &[SyncSpec],
+    force: bool,
+    log: &Target,
+) -> anyhow::Result<ExitCode> {
+    find_passwords(specs)?;
+    let session = cluster.session(Caller::internal("sync rm")).await?;
+    let mut failed = None;
+    for spec in specs {
+        let removed = alone(&*session, &spec.name, remove(Arc::clone(&session), spec, force)).await;
+        told(spec, removed.map_err(anyhow::Error::from), log, &mut failed);
+    }
+    Ok(failed.unwrap_or(ExitCode::SUCCESS))
 }
 
 /// Tells what was removed of one sync of a file, or why it was not: the others are removed all the same.

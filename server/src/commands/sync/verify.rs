@@ -125,7 +125,7 @@ enum Asked {
 
 impl Asked {
     async fn of(data_dir: &Path) -> anyhow::Result<Self> {
-        let target = Target { data_dir: data_dir.to_owned(), server: None };
+        let target = Target { data_dir: data_dir.to_owned(), server: None, url: None };
         let client = reach_existing(&target, "sync verify").await?;
         if !matches!(client, Client::Own(..)) {
             return Ok(Self::Owner(client));

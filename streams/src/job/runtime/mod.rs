@@ -5,6 +5,7 @@
 //! | `open` | fences older jobs of the name, makes what is missing, restores what was |
 //! | `epochs` | one epoch after the other, each committed while the next one is read |
 //! | `reader` | the half that reads and processes |
+//! | `turns` | the same in one of several processes, while the others stand by |
 //!
 //! Output, changelogs and positions of an epoch are one transaction of the job's fenced writer: after any crash the job
 //! goes on from the last whole epoch, as if nothing had been.
@@ -12,6 +13,7 @@
 mod epochs;
 mod open;
 mod reader;
+mod turns;
 
 use std::{sync::Arc, time::Duration};
 
