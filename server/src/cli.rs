@@ -138,7 +138,14 @@ impl Command {
                 | Topic::Grow { log, .. }
                 | Topic::Delete { log, .. },
             ) => log.place(Some("topic")),
+            Self::Group(
+                Group::List { log, .. }
+                | Group::Describe { log, .. }
+                | Group::Reset { log, .. }
+                | Group::Delete { log, .. },
+            ) => log.place(Some("group")),
             Self::Log(Log::Verify { log, .. }) => log.place(Some("log verify")),
+            Self::Log(Log::Backup { log, .. }) => log.place(Some("log backup")),
             Self::Produce(produce) => produce.log.place(Some("produce")),
             Self::Consume(consume) => consume.log.place(Some("consume")),
             Self::Start(start) => start.log.place(Some("start")),

@@ -275,7 +275,7 @@ impl SegmentWriter {
             if error.is_disk_full() {
                 self.note_full(Hindered::Manifest, Some(&error));
             }
-            lock(&self.shared.writer).checkpoint_wanted = !doomed.is_empty();
+            lock(&self.shared.writer).checkpoint_wanted |= !doomed.is_empty();
             self.shared.doom(doomed);
             return Err(error.context("write the manifest"));
         }

@@ -106,7 +106,14 @@ impl Committer {
         }
         let ring = self.shared.unwritten_bytes.load(Ordering::Relaxed);
         let held_up = self.next_lsn >= self.shared.allowed_lsn.load(Ordering::Acquire);
-        if (ring >= self.shared.config.ring_bytes && !refuses) || held_up || !self.make_room()? {
+        if (ring >= self.shared.config.ring_bytes && !refuses) || held_up {
+            return Ok(Turn::Blocked);
+        }
+        if !self.make_room()? {
+            // Not even metadata has room: who asks is told, and does not wait for a disk that somebody must see to.
+            if refuses {
+                self.shared.refuse_all();
+            }
             return Ok(Turn::Blocked);
         }
         let mut group = self.begin_group();
@@ -156,8 +163,10 @@ impl Committer {
             let _ = first.reply.send(Err(Error::invalid(format!("request of {bound} bytes exceeds {limit}"))));
             return Ok(true);
         }
+        let last_file = lock(&self.shared.slots).free.is_empty();
+        let kept = if last_file { self.kept_for_metadata(&first.work, bound) } else { 0 };
         self.shared.queue.unpop(first);
-        if used + bound as u64 <= self.slot.capacity {
+        if used + (bound + kept) as u64 <= self.slot.capacity {
             return Ok(true);
         }
         let mut pool = lock(&self.shared.slots);
@@ -191,10 +200,18 @@ impl Committer {
         Ok(true)
     }
 
+    /// What records leave of the last file that there is: where the disk is full, topics can still be deleted. Requests so
+    /// large that nothing can be kept beside them go into a file of their own.
+    fn kept_for_metadata(&self, work: &Work, bound: usize) -> usize {
+        let (capacity, kept) = (self.slot.capacity as usize, self.slot.capacity as usize / 8);
+        if work.is_record() && bound + kept + 2 * GROUP_ALIGN <= capacity { kept } else { 0 }
+    }
+
     /// Adds requests to the group while they fit. Requests that are refused are answered here.
     fn plan(&mut self, group: &mut GroupBuffer) -> Vec<Planned> {
         let room = (self.slot.capacity - (self.next_lsn - self.slot.base_lsn)) as usize;
         let limit = room.min(self.shared.config.group_limit());
+        let last_file = lock(&self.shared.slots).free.is_empty();
         let mut staging = Staging::new(self.shared.clock.now());
         let mut planned = Vec::new();
         let mut size = 0;
@@ -204,7 +221,9 @@ impl Committer {
             let fits = |work: &Work| {
                 let first = size == 0;
                 let alone = work.is_computed();
-                size + frame_bound(work, self) <= if first { room } else { limit } && (first || !alone)
+                let bound = frame_bound(work, self);
+                let kept = if last_file { self.kept_for_metadata(work, bound) } else { 0 };
+                size + bound <= if first { room } else { limit.min(room.saturating_sub(kept)) } && (first || !alone)
             };
             let Some(request) = queue.pop_if(fits) else { break };
             size += frame_bound(&request.work, self);

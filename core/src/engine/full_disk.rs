@@ -20,7 +20,9 @@ use crate::{
 };
 
 /// The file of zeros that the next manifest may be written over.
-pub(super) const RESERVE: &str = "reserve";
+const RESERVE: &str = "reserve";
+/// Where the disk is full at an opening, a file of this size does for the first records: a part of the reserve gives way.
+pub(super) const LEAST_FILE_BYTES: usize = 16 << 10;
 const RESERVE_LEAST_BYTES: usize = 16 << 10;
 /// After a full disk the writer rests for so long.
 const REST: Duration = Duration::from_millis(500);
@@ -48,12 +50,19 @@ impl Shared {
     /// Answers the records that wait with an error. What changes metadata stays in the queue. Calls `ended` with each
     /// transaction that ends by it.
     pub(super) fn refuse_records(&self, mut ended: impl FnMut(u64)) {
-        let is_record = |work: &Work| matches!(work, Work::Append { .. } | Work::Stage { .. } | Work::Commit { .. });
-        for request in self.queue.take_where(is_record) {
+        for request in self.queue.take_where(Work::is_record) {
             if let Work::Commit { transaction, .. } = request.work {
                 ended(transaction);
             }
             let refused = Error::unavailable("disk full: records are taken again when there is room");
+            let _ = request.reply.send(Err(refused.with_reason(Reason::DiskFull)));
+        }
+    }
+
+    /// Answers all that waits with an error: what is kept for metadata is used up, too.
+    pub(super) fn refuse_all(&self) {
+        for request in self.queue.take_where(|_| true) {
+            let refused = Error::unavailable("disk full: not even a change of metadata has room");
             let _ = request.reply.send(Err(refused.with_reason(Reason::DiskFull)));
         }
     }
@@ -109,7 +118,8 @@ impl SegmentWriter {
 
     /// Sees to it that there is a file to write the next manifest over. Where there is no room, it is made later.
     pub(super) fn keep_reserve(&mut self) {
-        let wanted = RESERVE_LEAST_BYTES.max(self.shared.config.commit_file_bytes / 16).max(2 * self.manifest_bytes);
+        let manifest = RESERVE_LEAST_BYTES.max(self.shared.config.commit_file_bytes / 16).max(2 * self.manifest_bytes);
+        let wanted = manifest + LEAST_FILE_BYTES;
         if self.reserve_bytes >= wanted {
             return;
         }
@@ -119,7 +129,7 @@ impl SegmentWriter {
         }
         let (storage, path) = (&*self.shared.storage, self.shared.data_dir.join(RESERVE));
         match make_reserve(storage, &path, wanted) {
-            Ok(bytes) => (self.reserve_bytes, self.reserve_denied) = (bytes, None),
+            Ok(bytes) => (self.reserve_bytes, self.reserve_denied) = (bytes, (bytes < wanted).then_some(now)),
             Err(error) => {
                 tracing::debug!(error = %error, "no room for the reserve");
                 let _ = storage.remove(&path);
@@ -144,14 +154,23 @@ impl SegmentWriter {
     }
 }
 
+/// Makes the file, or makes it larger. Where there is no room for that, what is there stays; returns its length.
 fn make_reserve(storage: &dyn Storage, path: &Path, wanted: usize) -> std::io::Result<usize> {
-    if let Ok(file) = storage.open(path, Open::Existing)
-        && file.len()? >= wanted as u64
-    {
+    let file = storage.open(path, Open::Existing).or_else(|_| storage.open(path, Open::Fresh))?;
+    let length = file.len()?;
+    if length >= wanted as u64 {
         return Ok(wanted);
     }
-    let file = storage.open(path, Open::Fresh)?;
-    file.write_at(&vec![0; wanted], 0)?;
-    file.sync()?;
+    let zeros = vec![0; wanted - length as usize];
+    if let Err(error) = file.write_at(&zeros, length).and_then(|()| file.sync()) {
+        file.set_len(length)?;
+        return if length == 0 { Err(error) } else { Ok(length as usize) };
+    }
     Ok(wanted)
+}
+
+/// Cuts the reserve so that there is room for a file of `bytes`; what is left still does for a manifest.
+pub(super) fn give_of_reserve(storage: &dyn Storage, data_dir: &Path, bytes: usize) -> std::io::Result<()> {
+    let file = storage.open(&data_dir.join(RESERVE), Open::Existing)?;
+    file.set_len(file.len()?.saturating_sub(bytes as u64))
 }

@@ -53,6 +53,11 @@ impl Work {
         }
     }
 
+    /// Whether it brings records, rather than a change of metadata that is computed.
+    pub(super) fn is_record(&self) -> bool {
+        matches!(self, Self::Append { .. } | Self::Stage { .. } | Self::Commit { .. })
+    }
+
     /// Whether it is computed from what is visible: nothing that may change that precedes it in its group.
     pub(super) fn is_computed(&self) -> bool {
         matches!(self, Self::Keyed { .. } | Self::Coordinate { .. })

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use super::{
     commit::Committer,
     frame::{self, Descriptor, FrameHeader, GROUP_ALIGN, GroupBuffer, Kind, Note, NoteReason, Placed, StagedEntry},
-    full_disk::RESERVE,
+    full_disk::{LEAST_FILE_BYTES, give_of_reserve},
     partition::Damage,
     shared::{Shared, lock},
     slots::Slot,
@@ -37,8 +37,6 @@ use crate::{
 const MAX_FILE_NUMBER: u32 = 1_000_000_000;
 /// A file of the greatest size there is, made larger for a rewritten group that also holds what it had staged.
 const MAX_FILE_BYTES: u64 = 256 << 20;
-/// Where the disk is full, a file of this size does for the first records.
-const LEAST_FILE_BYTES: usize = 16 << 10;
 
 /// What opening a log found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -496,8 +494,8 @@ fn take_slot(shared: &Shared, base_lsn: u64, needed: usize) -> Result<Slot> {
             match Slot::create(storage, &folder, pool.next_number, size) {
                 // With a small file, and what the next manifest would have taken, one can still delete.
                 Err(error) if error.is_disk_full() => {
-                    let _ = storage.remove(&shared.data_dir.join(RESERVE));
                     let least = LEAST_FILE_BYTES.max((needed + GROUP_ALIGN).next_multiple_of(4096));
+                    let _ = give_of_reserve(storage, &shared.data_dir, least);
                     Slot::create(storage, &folder, pool.next_number, least)?
                 }
                 created => created?,

@@ -4,17 +4,18 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use tidemill_core::{
     ErrorKind,
+    clock::SystemClock,
     engine::{Config, Engine},
     topic::{PartitionId, TopicSpec},
 };
 
 use crate::{
     harness::{DIR, batch, read_all, small, stored_at},
-    sim::{EIO, ENOSPC, Fault, Keep, SimClock, SimDisk},
+    sim::{EIO, ENOSPC, Fault, Keep, SimDisk},
 };
 
 fn open(disk: &SimDisk, config: Config) -> Arc<Engine> {
-    let engine = Engine::open(Path::new(DIR), config, Arc::new(disk.clone()), Arc::new(SimClock::default()));
+    let engine = Engine::open(Path::new(DIR), config, Arc::new(disk.clone()), Arc::new(SystemClock::default()));
     Arc::new(engine.expect("opens"))
 }
 
@@ -142,7 +143,8 @@ async fn a_full_disk_loses_nothing() {
                 Some(error) => {
                     assert_eq!(error.kind(), ErrorKind::Unavailable, "{path} {operation}: {error}");
                     assert!(error.to_string().contains("disk full"), "{path} {operation}: {error}");
-                    assert!(engine.is_disk_full());
+                    // Files of the commit log come back with a checkpoint: then there is room again.
+                    assert!(engine.is_disk_full() || path == "/commitlog/", "{path} {operation}");
                 }
                 // The files of the commit log that there are do for the rest.
                 None => assert_eq!(path, "/commitlog/", "a full disk went unnoticed"),

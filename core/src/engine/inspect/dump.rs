@@ -39,7 +39,7 @@ pub fn dump(storage: &dyn Storage, path: &Path, records: bool, out: &mut dyn Wri
         None if name == "superblock" => dump_superblock(&*open()?, out),
         None if name.starts_with("manifest-") => dump_manifest(storage, path, out),
         Some((_, "log")) if parent == "commitlog" => dump_commit_log(&open()?, records, out),
-        Some((_, "index")) => dump_index(storage, path, &name, out),
+        Some((_, rest)) if rest.ends_with("index") => dump_index(storage, path, &name, out),
         Some((base, rest)) if rest.ends_with("log") && base.len() == 20 => {
             let base = base.parse().map_err(|_| Error::invalid(format!("{name} does not begin with an offset")))?;
             dump_segment(&*open()?, base, records, out)
