@@ -9,6 +9,9 @@
 //! | `checker` | records: lost, doubled, in another order, not to be seen |
 //! | `cycles` | transactions: such that no order of them explains what was seen |
 //! | `unit` | made-up histories: each with exactly one anomaly, and sound ones |
+//! | `ledger` | a history as lines of a file that outlives its process |
+//! | `worker` | the process that is killed: an engine with producers and pollers |
+//! | `runs` | kills it, starts it again, and checks what it wrote |
 //!
 //! `kill -9` does not test durability: what the process wrote stays in the page cache. The simulated disk does that
 //! (`crash.rs`). Here it is recovery, publication and answers, with real threads on a real disk, seen by many clients.
@@ -19,7 +22,10 @@
 
 mod checker;
 mod cycles;
+mod ledger;
+mod runs;
 mod unit;
+mod worker;
 
 /// The number of a partition in its topic.
 pub type Partition = u32;
