@@ -10,6 +10,7 @@ mod durability;
 mod fixtures;
 mod groups;
 mod harness;
+mod history;
 mod housekeeping;
 mod inspect;
 #[cfg(feature = "kafka")]
