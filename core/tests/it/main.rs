@@ -27,3 +27,4 @@ mod sync;
 mod times;
 mod topics;
 mod transactions;
+mod whole;
