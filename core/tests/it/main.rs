@@ -30,3 +30,4 @@ mod sync;
 mod times;
 mod topics;
 mod transactions;
+mod whole;
