@@ -307,7 +307,7 @@ impl Client {
 
 /// Not a test: the process that the runs start and kill.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "only as a process of another test"]
+#[ignore = "soak: only as a process of another test"]
 async fn worker() {
     let Ok(dir) = std::env::var(DIR).map(PathBuf::from) else { return };
     let number = |name| -> u64 { std::env::var(name).expect("set").parse().expect("a number") };

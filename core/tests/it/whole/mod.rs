@@ -23,7 +23,7 @@ fn run(seed: u64, steps: usize, sabotage: Sabotage, lie: Lie) -> Result<Work, St
     work.lie = lie;
     work.disk.lie(lie);
     let judged = run_steps(&mut work, steps);
-    judged.map(|()| ()).map_err(|fault| {
+    judged.map_err(|fault| {
         let told: Vec<_> = work.told.iter().map(String::as_str).collect();
         format!("seed {seed}: {fault}\nthe last steps:\n  {}", told.join("\n  "))
     })?;

@@ -144,12 +144,19 @@ fn look_up_times(
         let mut all = view.raw.iter().filter(counts);
         all.find(|found| found.rec.time >= time).map(|found| (found.offset, found.rec.time))
     };
+    // What is compacted in its segment may be found in memory a while longer.
+    let lingers = |found: Option<(i64, i64)>, wanted: Option<(i64, i64)>| {
+        found.is_some_and(|(offset, own)| {
+            let earlier = (view.start..wanted.map_or(view.end, |(wanted, _)| wanted)).contains(&offset);
+            own >= time && earlier && view.raw.binary_search_by_key(&offset, |found| found.offset).is_err()
+        })
+    };
     let found = engine.offset_at_time(id, time).map_err(|e| format!("by time {time}: {e:?}"))?;
-    if found != first(false) {
+    if found != first(false) && !lingers(found, first(false)) {
         return Err(format!("{id:?}: the first at or after {time} is {found:?}, wanted {:?}", first(false)));
     }
     let found = engine.shown_offset_at_time(id, time).map_err(|e| format!("by time {time}: {e:?}"))?;
-    if found != first(true) {
+    if found != first(true) && !lingers(found, first(true)) {
         return Err(format!("{id:?}: the first shown at or after {time} is {found:?}, wanted {:?}", first(true)));
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use tidemill_core::{
-    Error, ErrorKind, Result as Answer,
+    Error, ErrorKind, Reason, Result as Answer,
     batch::{BatchBuilder, Marker},
     clock::Clock,
     engine::{Engine, Fence, ProducerIdentity, Table, Turn},
@@ -201,8 +201,8 @@ impl Work {
     /// A refusal must be one of these, or tell of the full disk.
     fn expect_refusal(&mut self, error: &Error, kinds: &[ErrorKind]) -> Judged {
         self.count("refused");
-        if kinds.contains(&error.kind()) || (error.kind() == ErrorKind::Unavailable && self.log().engine.is_disk_full())
-        {
+        // Since it was said, the writer may have found that there is room again.
+        if kinds.contains(&error.kind()) || error.is_disk_full() || error.reason() == Some(Reason::DiskFull) {
             return Ok(());
         }
         Err(format!("refused without a reason: {error:?}"))
@@ -773,12 +773,12 @@ impl Work {
         self.tell(format!("begin {name} in {partitions:?}"));
         let deadline = self.now() + TIMEOUT.as_millis() as i64;
         let added = partitions.clone();
-        let add = self.unit(Vec::new(), async |engine| {
-            engine.add_partitions_to_transaction(name, identity, &added).await
-        })?;
+        let add =
+            self.unit(Vec::new(), async |engine| engine.add_partitions_to_transaction(name, identity, &added).await)?;
         match add {
             Some(Ok(())) => {
-                let transaction = Transaction { name: name.to_owned(), fate: Fate::Open, deadline, held: BTreeMap::new() };
+                let transaction =
+                    Transaction { name: name.to_owned(), fate: Fate::Open, deadline, held: BTreeMap::new() };
                 self.model.transactions.push(transaction);
                 self.clients[i].transaction = Some(self.model.transactions.len() - 1);
                 self.clients[i].partitions = partitions;

@@ -64,7 +64,6 @@ pub async fn cluster(url: &str) -> anyhow::Result<Arc<dyn Log>> {
 
 /// Finds the cluster that a URL names.
 #[cfg(not(feature = "kafka"))]
-#[expect(clippy::unused_async, reason = "with the feature it waits")]
 pub async fn cluster(_: &str) -> anyhow::Result<Arc<dyn Log>> {
     let message = "this tidemill is built without the log over Kafka; to build it: cargo build --features kafka";
     Err(tidemill_core::Error::new(tidemill_core::ErrorKind::Unsupported, message).into())
