@@ -143,6 +143,7 @@ async fn a_full_disk_loses_nothing() {
                 Some(error) => {
                     assert_eq!(error.kind(), ErrorKind::Unavailable, "{path} {operation}: {error}");
                     assert!(error.to_string().contains("disk full"), "{path} {operation}: {error}");
+                    assert!(error.is_disk_full(), "{path} {operation}: {error}");
                     // Files of the commit log come back with a checkpoint: then there is room again.
                     assert!(engine.is_disk_full() || path == "/commitlog/", "{path} {operation}");
                 }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use tidemill_core::{
-    Error, ErrorKind, Reason, Result as Answer,
+    Error, ErrorKind, Result as Answer,
     batch::{BatchBuilder, Marker},
     clock::Clock,
     engine::{Engine, Fence, ProducerIdentity, Table, Turn},
@@ -202,7 +202,8 @@ impl Work {
     fn expect_refusal(&mut self, error: &Error, kinds: &[ErrorKind]) -> Judged {
         self.count("refused");
         // Since it was said, the writer may have found that there is room again.
-        if kinds.contains(&error.kind()) || error.is_disk_full() || error.reason() == Some(Reason::DiskFull) {
+        let was_full = error.is_disk_full() && self.tally.contains_key("disk filled");
+        if kinds.contains(&error.kind()) || was_full {
             return Ok(());
         }
         Err(format!("refused without a reason: {error:?}"))
@@ -368,6 +369,9 @@ impl Work {
         self.full = !self.full;
         let room = self.full.then(|| self.disk.used() + self.rng.below(20_000));
         self.disk.set_capacity(room);
+        if room.is_some() {
+            self.count("disk filled");
+        }
         self.tell(format!("room: {room:?}"));
         self.count("full disk");
     }
